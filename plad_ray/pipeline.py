@@ -1,0 +1,59 @@
+"""The whole story: which stage feeds which.
+
+prompts ─► SFT of teacher and student ─► responses ─► scores ─► pairs ─► distill ─► responses of the distilled
+─► scores ─► evaluation ─► report
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plad_ray import parts
+from plad_ray.config import Experiment
+from plad_ray.stages import Stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of an experiment by name, inputs first, and the last one."""
+
+    stages: dict[str, Stage]
+    report: Stage
+
+    @property
+    def targets(self) -> list[Stage]:
+        return [self.report]
+
+
+def plan(exp: Experiment) -> Plan:
+    """The graph of ``exp``. Hashes local inputs; raises PladError for files and models that are not there."""
+    arms = exp.arms()
+    prompts = parts.prompts(exp)
+    teacher = parts.sft(exp, "teacher", prompts)
+    student = parts.sft(exp, "student", prompts)
+
+    responses = parts.generate_bases(exp, prompts, teacher, student)
+    scores = parts.score(exp, "scores", prompts, responses)
+    imported = parts.imported_responses(exp, prompts)
+    pairs = parts.pairs(exp, arms, prompts, responses, imported, scores)
+
+    adapters = {}
+    for arm, (_, distill) in arms.items():
+        if distill.select_on_dev:
+            adapters[arm] = parts.select_on_dev(exp, arm, distill, prompts, pairs[arm], student)
+        else:
+            adapters[arm] = parts.distill(exp, arm, distill, pairs[arm], student)
+
+    eval_responses = parts.generate_arms(exp, "eval-responses", adapters, prompts, student, exp.evaluate.split)
+    eval_scores = parts.score(exp, "eval-scores", prompts, eval_responses)
+    evaluation = parts.evaluate(exp, prompts, responses, scores, eval_responses, eval_scores)
+    report = parts.report(
+        exp, prompts, teacher, student, responses, scores, pairs, adapters, eval_responses, evaluation
+    )
+    return Plan(_named(report), report)
+
+
+def _named(last: Stage) -> dict[str, Stage]:
+    from plad_ray.stages import closure
+
+    return {stage.name: stage for stage in closure([last])}

