@@ -1,0 +1,1 @@
+"""From any source to prompt rows: reading, formats, splits, identity, and imports of finished text."""

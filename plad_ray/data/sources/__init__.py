@@ -1,0 +1,1 @@
+"""One file a source: each turns the records of its format into prompt rows."""
