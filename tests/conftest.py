@@ -33,7 +33,9 @@ def ray_session():
     ray.shutdown()
 
 
-def save_tiny_model(folder: Path, model_type: str = "llama", words: list[str] | None = None, seed: int = 0, **config) -> Path:
+def save_tiny_model(
+    folder: Path, model_type: str = "llama", words: list[str] | None = None, seed: int = 0, **config
+) -> Path:
     """A random model of two layers, hidden size 64, head size 32, with a word tokenizer, saved as a folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -6,6 +6,8 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from plad_ray.errors import PladError
 from plad_ray.objectives.base import Objective, Terms
 from plad_ray.objectives.plad import PladMargin, PladRank
@@ -31,9 +33,13 @@ def build(name: str, params: dict[str, Any]) -> Objective:
     if unknown:
         raise PladError(f"objective {name} has no field {unknown[0]!r}; its fields: {', '.join(known)}")
     try:
-        return kind(**params)
-    except TypeError as error:
-        raise PladError(f"objective {name}: {error}") from None
+        return TypeAdapter(kind).validate_python(params)  # checks types: YAML reads 1e-3 as text
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":
+            raise PladError(f"objective {name}: {first['msg'].removeprefix('Value error, ')}") from None
+        field = ".".join(map(str, first["loc"]))
+        raise PladError(f"objective {name}: {field}: {first['msg']} (given: {first['input']!r})") from None
 
 
 def _external(name: str) -> type[Objective]:

@@ -1,0 +1,1 @@
+"""Weights put together: a base and its adapter."""

@@ -1,0 +1,68 @@
+"""Load a policy: tokenizer, base model, adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from plad_ray.errors import PladError
+from plad_ray.models.policy import Policy
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
+    """The adapter's tokenizer where it brings one, else the base's."""
+    own = policy.adapter is not None and (Path(policy.adapter) / "tokenizer_config.json").is_file()
+    where = policy.adapter if own and policy.adapter else policy.base
+    revision = None if own else policy.revision
+    try:
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=policy.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise PladError(f"no tokenizer can be loaded from {where}: {_first_line(error)}") from error
+
+
+def load_base(policy: Policy, dtype: str = "float32", four_bit: bool = False) -> PreTrainedModel:
+    """The base model without its adapter, in ``dtype`` (float32 | bfloat16), on the CPU unless ``four_bit``."""
+    extra: dict[str, Any] = {}
+    if four_bit:
+        extra = {"quantization_config": _four_bit(dtype), "device_map": {"": torch.cuda.current_device()}}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            policy.base,
+            revision=policy.revision,
+            dtype=DTYPES[dtype],
+            trust_remote_code=policy.trust_remote_code,
+            **extra,
+        )
+    except (OSError, ValueError) as error:
+        raise PladError(f"no causal language model can be loaded from {policy.base}: {_first_line(error)}") from error
+
+
+def load_model(policy: Policy, dtype: str = "float32", four_bit: bool = False) -> torch.nn.Module:
+    """Base plus adapter (a PeftModel when there is one), in evaluation mode; to train, see train/adapter.py."""
+    model: torch.nn.Module = load_base(policy, dtype, four_bit)
+    if policy.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, policy.adapter)
+    return model.eval()
+
+
+def _four_bit(dtype: str) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise PladError("model.load_in_4bit needs the bitsandbytes package, which is not installed") from None
+    if not torch.cuda.is_available():
+        raise PladError("model.load_in_4bit needs a GPU, and there is none here; use dtype bfloat16 or float32")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[dtype])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,152 @@
+"""Which weights a role stands for: a base, and maybe an adapter on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from plad_ray.artifacts import Artifact, fingerprint, hash_path
+from plad_ray.config import Model
+from plad_ray.errors import PladError
+
+#: Our note beside an adapter or a model: what it was trained on.
+NOTE = "plad.json"
+#: Files of a model folder that are no part of the model.
+_BESIDE = (NOTE, "metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Local folder or hub id of the base, local folder of the adapter, and the content the base is known by."""
+
+    base: str
+    adapter: str | None
+    revision: str | None
+    trust_remote_code: bool
+    base_hash: str
+
+
+def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
+    """Fold ``model`` and then SFT and distillation artifacts, oldest first, into one policy.
+
+    An artifact with ``adapter_config.json`` sets the adapter; one with only ``config.json`` becomes the base and clears
+    it. Raises PladError when an adapter was trained on another base, or there is nothing to load.
+    """
+    policy = _configured(model) if model.path is not None else None
+    for artifact in artifacts:
+        if artifact is None:
+            continue
+        folder = artifact.local_folder()
+        if (folder / "adapter_config.json").is_file():
+            policy = _with_adapter(policy, folder)
+        elif (folder / "config.json").is_file():
+            policy = Policy(str(folder), None, None, model.trust_remote_code, model_hash(folder))
+        else:
+            raise PladError(f"artifact {artifact.path}: files/ holds neither adapter_config.json nor config.json")
+    if policy is None:
+        raise PladError("a model made from scratch has no weights before its SFT stage; give that stage's artifact")
+    return policy
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """What the model is, as JSON: its scratch config, a hub id with the resolved commit, or a content hash.
+
+    Raises PladError when the folder or the hub model is not there.
+    """
+    if model.scratch is not None:
+        return {"scratch": model.scratch.model_dump(mode="json")}
+    assert model.path is not None
+    known: dict[str, Any] = {"base": _base_hash(model.path, model.revision)}
+    if model.adapter is not None:
+        known["adapter"] = hash_path(_adapter_folder(model.adapter))
+    return known
+
+
+def model_hash(folder: Path) -> str:
+    """Content hash of a model folder, whatever it is called and wherever it lies."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name not in _BESIDE)
+    stamp = tuple((str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files)
+    return _model_hash(folder, stamp)
+
+
+def commit(model: Model) -> str | None:
+    """The hub commit that ``model.path`` stands for; None for a local folder. Raises PladError when it is not there."""
+    assert model.path is not None
+    return None if Path(model.path).expanduser().is_dir() else _hub_commit(model.path, model.revision)
+
+
+def _configured(model: Model) -> Policy:
+    assert model.path is not None
+    folder = Path(model.path).expanduser()
+    base = str(folder.resolve()) if folder.is_dir() else model.path
+    revision = commit(model)
+    policy = Policy(base, None, revision, model.trust_remote_code, _base_hash(model.path, revision))
+    return policy if model.adapter is None else _with_adapter(policy, _adapter_folder(model.adapter))
+
+
+def _with_adapter(policy: Policy | None, folder: Path) -> Policy:
+    """Put an adapter on the base; ours records the base's hash, a foreign one only its name."""
+    if policy is None:
+        raise PladError(f"adapter {folder} needs a base, but a model made from scratch has none before its SFT stage")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    note = folder / NOTE
+    recorded = json.loads(note.read_text())["base_hash"] if note.is_file() else None
+    same = _same_base(config, policy) if recorded is None else recorded == policy.base_hash
+    if not same:
+        raise PladError(
+            f"adapter {folder} is an adapter for another base: it was trained on "
+            f"{config.get('base_model_name_or_path')} (revision {config.get('revision') or 'not recorded'}), "
+            f"not on {policy.base}"
+        )
+    return Policy(policy.base, str(folder), policy.revision, policy.trust_remote_code, policy.base_hash)
+
+
+def _same_base(config: dict[str, Any], policy: Policy) -> bool:
+    recorded, revision = config.get("base_model_name_or_path") or "", config.get("revision")
+    if Path(recorded).is_dir() and Path(policy.base).is_dir():
+        return model_hash(Path(recorded)) == policy.base_hash
+    if revision and policy.revision and len(revision) == 40 and revision != policy.revision:
+        return False
+    return Path(recorded).name.lower() == Path(policy.base).name.lower()
+
+
+def _adapter_folder(adapter: str) -> Path:
+    folder = Path(adapter).expanduser().resolve()
+    if not (folder / "adapter_config.json").is_file():
+        raise PladError(f"model.adapter {adapter}: no PEFT adapter folder (adapter_config.json is not there)")
+    return folder
+
+
+def _base_hash(path: str, revision: str | None) -> str:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise PladError(f"model.path {path}: no model folder (config.json is not there)")
+        return model_hash(folder)
+    return f"{path}@{_hub_commit(path, revision)}"
+
+
+@lru_cache(maxsize=64)
+def _model_hash(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    return fingerprint({name: hash_path(folder / name) for name, _, _ in stamp})
+
+
+@lru_cache(maxsize=64)
+def _hub_commit(path: str, revision: str | None) -> str:
+    """The commit that a hub id stands for; offline the local cache answers (files lie under snapshots/<commit>)."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if path.count("/") > 1 or path.startswith((".", "/", "~")):
+        raise PladError(f"model.path {path}: no such folder")
+    try:
+        file = hf_hub_download(path, "config.json", revision=revision)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise PladError(
+            f"model.path {path} (revision {revision or 'main'}): neither a local folder nor a model that the Hub or "
+            f"its local cache has: {str(error).splitlines()[0]}"
+        ) from None
+    return Path(file).parent.name

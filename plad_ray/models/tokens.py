@@ -1,0 +1,147 @@
+"""The one place where text becomes tokens and back.
+
+A training sequence is ``encode_prompt(row) + encode_response(text, eos)``: the same ids that the engines are given and
+the same that they would have generated. EOS is a token of the response, added only when something really ended there.
+Masks are made from lengths, never from ids, so pad = eos and a missing pad token change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from plad_ray.config import Model
+from plad_ray.errors import PladError
+
+#: Neutral texts that a response is read behind, so that a tokenizer's dummy prefix lands on them.
+_ANCHORS = ("\n", ".")
+#: What SentencePiece (▁) and byte-level BPE (Ġ) write for a leading space.
+_SPACE_MARKS = ("▁", "Ġ")
+
+
+def eos_ids(tokenizer: PreTrainedTokenizerBase, model: Model) -> tuple[int, ...]:
+    """Ids that end a response, each once; the first is the one that training appends.
+
+    ``model.eos_token`` (else the tokenizer's own) and ``model.stop_token_ids``. Raises PladError when an id is not in
+    the vocabulary or there is none at all.
+    """
+    ids: list[int] = []
+    if model.eos_token is not None:
+        vocabulary = tokenizer.get_vocab()
+        if model.eos_token not in vocabulary:
+            raise PladError(f"model.eos_token {model.eos_token!r} is no token of the vocabulary of {_name(tokenizer)}")
+        ids.append(vocabulary[model.eos_token])
+    elif tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    outside = [i for i in model.stop_token_ids if not 0 <= i < len(tokenizer)]
+    if outside:
+        raise PladError(f"model.stop_token_ids {outside} lie outside the {len(tokenizer)} tokens of {_name(tokenizer)}")
+    ids.extend(model.stop_token_ids)
+    if not ids:
+        raise PladError(
+            f"the tokenizer of {_name(tokenizer)} has no EOS token: set model.eos_token to what ends a response"
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], model: Model) -> list[int]:
+    """Ids of a prompt row (``prompt``, and ``messages`` when conversational), BOS as the tokenizer has it and once.
+
+    ``model.template`` plain reads ``prompt``, chat renders ``messages`` with the generation prompt (``prompt`` as one
+    user message when there are none). Longer than ``model.max_prompt_tokens``: cut on the left, BOS kept. Raises
+    PladError when no token is left for the response within ``model.max_length``.
+    """
+    ids = _chat_ids(tokenizer, row) if model.template == "chat" else _plain_ids(tokenizer, row["prompt"])
+    limit = model.max_prompt_tokens
+    if limit is not None and len(ids) > limit:
+        keep_bos = ids[0] == tokenizer.bos_token_id and limit > 1
+        ids = [ids[0], *ids[len(ids) - limit + 1 :]] if keep_bos else ids[len(ids) - limit :]
+    if len(ids) >= model.max_length:
+        raise PladError(
+            f"prompt {row.get('prompt_id', '')}: {len(ids)} tokens leave no room for a response within "
+            f"model.max_length {model.max_length}; raise it, set model.max_prompt_tokens to cut prompts on the left, "
+            "or set data.max_prompt_chars to drop long ones"
+        )
+    return ids
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, eos: int | None) -> list[int]:
+    """Ids of ``text`` as it follows a prompt: no BOS, no dummy prefix; ``eos`` appended when given.
+
+    Give ``eos`` for what really ended (finish_reason stop, a human reference) and None for truncated text.
+    """
+    ids = _following(tokenizer, text)
+    return ids if eos is None else [*ids, eos]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Text of generated ids, special tokens left out; a leading space is kept where the tokenizer can tell."""
+    if not _dummy_prefix(tokenizer):
+        return _decode(tokenizer, ids)
+    for anchor in reversed(_ANCHORS):  # a full stop is a whole token more often than a line break is
+        anchor_ids = _encode(tokenizer, anchor)
+        if tokenizer.unk_token_id in anchor_ids:
+            continue
+        before, whole = _decode(tokenizer, anchor_ids), _decode(tokenizer, anchor_ids + list(ids))
+        if whole.startswith(before):
+            return whole[len(before) :]
+    return _decode(tokenizer, ids)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Any valid id to fill tensors with; it is never read, since masks come from lengths."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    ids = list(tokenizer(prompt).input_ids)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:  # the text spells BOS out and the tokenizer adds another
+        ids = ids[1:]
+    bare = _encode(tokenizer, prompt)
+    if eos is not None and ids[-1:] == [eos] and bare[-1:] != [eos] and len(ids) > 1:
+        ids = ids[:-1]  # tokenizers that end every text with EOS: a prompt has not ended
+    if not ids:
+        raise PladError(f"prompt {prompt[:40]!r} has no tokens with the tokenizer of {_name(tokenizer)}")
+    return ids
+
+
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> list[int]:
+    if not tokenizer.chat_template:
+        raise PladError(
+            f"model.template is chat, but the tokenizer of {_name(tokenizer)} has no chat template; use plain"
+        )
+    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+
+
+def _following(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    if _dummy_prefix(tokenizer):
+        for anchor in _ANCHORS:
+            anchor_ids = _encode(tokenizer, anchor)
+            if tokenizer.unk_token_id in anchor_ids:
+                continue
+            ids = _encode(tokenizer, anchor + text)
+            if ids[: len(anchor_ids)] == anchor_ids:
+                return ids[len(anchor_ids) :]
+    return _encode(tokenizer, text)
+
+
+def _dummy_prefix(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a space before a text's first word that the text does not have (LLaMA-2 does)."""
+    first = _encode(tokenizer, "a")[:1]
+    return bool(first) and str(tokenizer.convert_ids_to_tokens(first[0])).startswith(_SPACE_MARKS)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or "the model"

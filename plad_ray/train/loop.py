@@ -1,0 +1,170 @@
+"""The training loop. It reads what an objective needs and never its name."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from plad_ray.config import Training
+from plad_ray.errors import PladError
+from plad_ray.objectives import Objective
+from plad_ray.train import deepspeed as ds
+from plad_ray.train.layout import Batch, Row, concatenate, filler
+from plad_ray.train.logprobs import chunk_count
+from plad_ray.train.sampler import Plan, deal, stateless_seed
+from plad_ray.train.schedule import learning_rate
+
+#: Steps whose metrics are reduced and written together.
+FLUSH = 10
+
+
+@dataclass
+class Run:
+    """One training run on one worker. ``lines`` are the metric lines so far, ``start`` the first step to do."""
+
+    engine: Any
+    objective: Objective
+    rows: list[Row]
+    plan: Plan
+    training: Training
+    micro_batch: int
+    rank: int
+    workers: int
+    vocabulary: int
+    pad: int
+    start: int = 0
+    lines: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lengths = np.array([row.tokens for row in self.rows])
+
+    def resume(self, step: int, lines: list[dict[str, float]]) -> None:
+        """Go on after ``step`` steps, whose metric lines are ``lines``."""
+        self.start, self.lines = step, lines
+
+
+def train(run: Run, at_checkpoint: Callable[[int], None], every: int, progress: Callable[..., None]) -> None:
+    """Do the steps left. ``at_checkpoint(step)`` is called on all workers after every ``every`` steps but the last.
+
+    Raises PladError when the loss stops being finite.
+    """
+    waiting: list[_Step] = []
+    total = run.plan.steps
+    began = time.monotonic() - (run.lines[-1]["seconds"] if run.lines else 0.0)
+    for step in range(run.start, total):
+        waiting.append(one_step(run, step, began))
+        done = step + 1
+        checkpoint = done % every == 0 and done < total
+        if len(waiting) == FLUSH or checkpoint or done == total:
+            run.lines.extend(_lines(run, waiting))
+            waiting = []
+        if checkpoint:
+            at_checkpoint(done)
+        if run.rank == 0 and run.lines:
+            last = run.lines[-1]
+            progress(done, total, loss=last["loss"], tokens_per_s=_rate(run.lines))
+
+
+@dataclass
+class _Step:
+    """One step's metrics on the way to a line; tensors stay on the device until they are flushed."""
+
+    step: int
+    names: list[str]
+    sums: Tensor  # [len(names), 2] sum and count of this worker
+    grad_norm: Tensor | float
+    rate: float
+    seconds: float  # since the run began, over all its attempts
+
+
+def one_step(run: Run, step: int, began: float) -> _Step:
+    """Forward and backward over this worker's micro-batches, then one optimizer update."""
+    rate = learning_rate(run.training, step, run.plan.steps)
+    ds.set_learning_rate(run.engine, rate)
+    batches = batches_of(run, step)
+    counts = global_counts(run, batches)
+    collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for micro, batch in enumerate(batches):
+        torch.manual_seed(stateless_seed(run.plan.seed, step, micro, run.rank))
+        values_BKT = run.engine(batch)
+        terms = run.objective.loss(values_BKT, batch.mask_BKT, batch.scores_BK)
+        loss = torch.stack([terms.sums[name] / counts[name] for name in counts]).sum()
+        ds.backward(run.engine, loss, last=micro == len(batches) - 1, workers=run.workers)
+        one = torch.ones_like(loss.detach())
+        share = one / (len(batches) * run.workers)  # shares of the global loss add up to it
+        collected.setdefault("loss", []).append((loss.detach(), share))
+        collected.setdefault("num_tokens", []).append((one * batch.tokens, share))
+        for name, pair in terms.metrics.items():
+            collected.setdefault(name, []).append(pair)
+    norm = ds.step(run.engine, run.training)
+    sums = torch.stack(
+        [torch.stack([torch.stack(pair).float() for pair in pairs]).sum(0) for pairs in collected.values()]
+    )
+    return _Step(step, list(collected), sums.detach(), norm, rate, time.monotonic() - began)
+
+
+def batches_of(run: Run, step: int) -> list[Batch]:
+    """This worker's micro-batches of a step, on its device; a share without rows becomes one filler row."""
+    batches = []
+    for dealt in deal(run.plan.step_rows(step), run.lengths, run.workers, run.micro_batch):
+        positions = max(sum(run.rows[i].positions for i in share) for share in dealt)
+        rows = [run.rows[i] for i in dealt[run.rank]] or [filler(run.objective.candidates)]
+        batch = concatenate(rows, run.pad, chunk_count(positions, run.vocabulary))
+        batches.append(batch.to(run.engine.device))
+    return batches
+
+
+def global_counts(run: Run, batches: list[Batch]) -> dict[str, Tensor]:
+    """Each term's denominator, summed over the step's micro-batches on all workers; known before any forward pass."""
+    local = [run.objective.counts(batch.mask_BKT) for batch in batches]
+    names = list(local[0])
+    summed = torch.stack([torch.stack([counts[name] for name in names]) for counts in local]).sum(0)
+    if run.workers > 1:
+        dist.all_reduce(summed)
+    return dict(zip(names, summed.clamp(min=1), strict=True))
+
+
+def dry_step(run: Run) -> None:
+    """A step of zero gradient, which makes the optimizer create its state."""
+    batch = concatenate([filler(run.objective.candidates)], run.pad).to(run.engine.device)
+    ds.backward(run.engine, run.engine(batch).sum() * 0.0, last=True, workers=run.workers)
+    ds.step(run.engine, run.training)
+
+
+def _lines(run: Run, steps: list[_Step]) -> list[dict[str, float]]:
+    """Metric lines of ``steps``: one reduction over workers and one transfer for all of them."""
+    sums = torch.stack([step.sums for step in steps])
+    if run.workers > 1:
+        dist.all_reduce(sums)
+    norms = torch.stack([torch.as_tensor(step.grad_norm, dtype=torch.float32, device=sums.device) for step in steps])
+    lines = []
+    tokens = run.lines[-1]["num_tokens"] if run.lines else 0.0
+    for step, pairs, norm in zip(steps, sums.tolist(), norms.tolist(), strict=True):
+        values = {
+            name: total / count if count else math.nan for name, (total, count) in zip(step.names, pairs, strict=True)
+        }
+        if not math.isfinite(values["loss"]):
+            raise PladError(
+                f"the loss is {values['loss']} at step {step.step + 1}: the run has diverged; lower learning_rate or "
+                "max_grad_norm"
+            )
+        tokens += values.pop("num_tokens")
+        line = {"step": step.step + 1, "epoch": round(run.plan.epoch(step.step), 6), "loss": values.pop("loss")}
+        line |= {"lr": step.rate, "grad_norm": norm, "num_tokens": tokens, "seconds": round(step.seconds, 3), **values}
+        lines.append({name: value for name, value in line.items() if not math.isnan(value)})
+    return lines
+
+
+def _rate(lines: list[dict[str, float]], window: int = 20) -> float:
+    """Tokens a second over the last lines."""
+    first, last = lines[-min(window, len(lines))], lines[-1]
+    spent = last["seconds"] - first["seconds"]
+    return (last["num_tokens"] - first["num_tokens"]) / spent if spent > 0 else 0.0

@@ -1,0 +1,104 @@
+"""From artifact tables to training rows: tokens once, before the first step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from plad_ray.config import Model
+from plad_ray.errors import PladError
+from plad_ray.models.tokens import encode_prompt, encode_response, eos_ids
+from plad_ray.objectives import Objective
+from plad_ray.records import response_text
+from plad_ray.train.layout import Row
+
+
+def sft_table(prompts: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str, int]]:
+    """Rows of the train shard that have a reference, at most ``limit`` (a prefix), and the rest counted by reason."""
+    splits, references = prompts.column("split").to_pylist(), prompts.column("reference").to_pylist()
+    keep: list[int] = []
+    dropped = Counter[str]()
+    for index, (split, reference) in enumerate(zip(splits, references, strict=True)):
+        reason = (
+            "other_split"
+            if split != "train"
+            else "no_reference"
+            if not reference
+            else "over_limit"
+            if limit is not None and len(keep) >= limit
+            else None
+        )
+        if reason is None:
+            keep.append(index)
+        else:
+            dropped[reason] += 1
+    if not keep:
+        raise PladError(
+            f"no prompt of split train has a reference, so there is nothing to tune on (rows: {dict(dropped)})"
+        )
+    return prompts.take(keep), dict(dropped)
+
+
+def pair_table(pairs: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str, int]]:
+    """The first ``limit`` pairs."""
+    if pairs.num_rows == 0:
+        raise PladError("the pair table is empty: every pair was dropped when it was built (see its manifest)")
+    kept = pairs if limit is None else pairs.slice(0, limit)
+    over = pairs.num_rows - kept.num_rows
+    return kept, {"over_limit": over} if over else {}
+
+
+def sft_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model) -> list[Row]:
+    """Prompt and reference, EOS appended: a reference is a finished text."""
+    eos = eos_ids(tokenizer, model)[0]
+    rows = []
+    for record in table.to_pylist():
+        prompt = encode_prompt(tokenizer, record, model)
+        response = encode_response(tokenizer, record["reference"], eos)
+        rows.append(_row(prompt, [response], [0.0], model))
+    return rows
+
+
+def pair_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective) -> list[Row]:
+    """Prompt, chosen and rejected (or chosen alone, as the objective asks); truncated text gets no EOS."""
+    if objective.candidates not in (1, 2):
+        raise PladError(f"the objective asks for {objective.candidates} candidates a prompt; a pair table holds 2")
+    eos = eos_ids(tokenizer, model)[0]
+    sides = ("chosen", "rejected")[: objective.candidates]
+    rows = []
+    for record in table.to_pylist():
+        prompt = encode_prompt(tokenizer, _prompt(record, model), model)
+        texts = [response_text(record[side]) for side in sides]
+        ended = [
+            record[f"{side}_finish_reason"] != "length" for side in sides
+        ]  # none recorded: an imported, whole text
+        candidates = [encode_response(tokenizer, t, eos if e else None) for t, e in zip(texts, ended, strict=True)]
+        rows.append(_row(prompt, candidates, _scores(record, sides, objective), model))
+    return rows
+
+
+def _prompt(record: dict[str, Any], model: Model) -> dict[str, Any]:
+    prompt = record["prompt"]
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "messages": None, "prompt_id": record["prompt_id"]}
+    if model.template != "chat":
+        raise PladError(f"pair {record['prompt_id']} holds chat messages, but model.template is plain; set it to chat")
+    return {"prompt": "", "messages": prompt, "prompt_id": record["prompt_id"]}
+
+
+def _scores(record: dict[str, Any], sides: tuple[str, ...], objective: Objective) -> list[float]:
+    scores = [record[f"{side}_score"] for side in sides]
+    if objective.needs_scores and None in scores:
+        raise PladError(f"pair {record['prompt_id']} has no score, and the objective needs one: set scorer.name")
+    return [0.0 if score is None else float(score) for score in scores]
+
+
+def _row(prompt: list[int], candidates: list[list[int]], scores: list[float], model: Model) -> Row:
+    """Candidates are cut at ``model.max_length`` (and so lose their EOS)."""
+    room = model.max_length - len(prompt)
+    cut = tuple(np.array(c[:room], np.int32) for c in candidates)
+    return Row(np.array(prompt, np.int32), cut, tuple(scores))

@@ -1,0 +1,24 @@
+"""The training stage: SFT on references, or distillation on pairs."""
+
+from __future__ import annotations
+
+from plad_ray.errors import PladError
+from plad_ray.stages import Job, Outcome
+
+
+def run(job: Job) -> Outcome:
+    """config {"kind": "sft" | "distill", "model", "model_identity", "training", "seed"}; inputs {"prompts"} (sft) or
+    {"pairs"} (distill), and "base/0", "base/1", … the artifacts that fold onto the model.
+
+    Writes files/: a PEFT adapter or a model folder, and metrics.jsonl with one JSON line a step.
+    """
+    from plad_ray.train import deepspeed
+    from plad_ray.train.launch import launch
+    from plad_ray.train.worker import sections
+
+    model, _ = sections(job.config)
+    deepspeed.config_file(job.runtime.train, model.dtype)
+    if model.load_in_4bit and not job.runtime.train.gpus_per_worker:
+        raise PladError("model.load_in_4bit needs GPUs: set runtime.train.gpus_per_worker, or leave 4-bit off")
+    result = launch(job)
+    return Outcome(result["rows_in"], result["rows_out"], result["dropped"], result["metrics"])

@@ -1,0 +1,71 @@
+"""ZeRO 0–3 × LoRA give one training run; what is saved loads as it was; checkpoints go from any stage to any stage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from train_jobs import column, distill_job, session
+
+from plad_ray.config import Model
+from plad_ray.models.load import load_model
+from plad_ray.models.policy import resolve
+
+pytestmark = pytest.mark.usefixtures("gloo")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, tiny_llama, gloo):
+    """An unbroken run with ZeRO 0, its checkpoint after step 3 and its adapter's logits."""
+    from plad_ray.artifacts import Store
+
+    folder = tmp_path_factory.mktemp("zero")
+    job = distill_job(Store(str(folder / "store")), tiny_llama, train={"checkpoint_every": 3})
+    lines = session(job, keep=folder)
+    return lines, folder, logits(job, tiny_llama)
+
+
+def logits(job, base):
+    policy = resolve(Model(path=str(base)), job.out)
+    ids = torch.arange(3, 23).view(2, 10)
+    with torch.no_grad():
+        return load_model(policy)(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_same_curve_and_same_adapter_in_every_stage(stage, reference, store, tiny_llama):
+    lines, _, expected = reference
+    job = distill_job(store, tiny_llama, train={"zero_stage": stage})
+    got = session(job)
+    for name in ("loss", "grad_norm", "rewards/margins", "num_tokens"):
+        torch.testing.assert_close(column(got, name), column(lines, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(job, tiny_llama), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resume_from_another_stages_checkpoint(stage, reference, store, tiny_llama):
+    lines, folder, expected = reference
+    job = distill_job(store, tiny_llama, train={"zero_stage": stage})
+    got = session(job, resume=folder / "3")
+    assert [line["step"] for line in got] == [1, 2, 3, 4, 5, 6]
+    torch.testing.assert_close(column(got), column(lines), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(job, tiny_llama), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(2, "none"), (3, "all")])
+def test_bfloat16_resumes_from_fp32_masters(stage, offload, store, tiny_llama, tmp_path):
+    """What GPUs run: live weights in bf16, masters and moments in fp32; the checkpoint keeps the masters."""
+    train = {"zero_stage": stage, "offload": offload, "checkpoint_every": 3}
+    jobs = [distill_job(store, tiny_llama, name=name, train=train) for name in ("unbroken", "resumed")]
+    for job in jobs:
+        job.config["model"]["dtype"] = "bfloat16"
+    lines = session(jobs[0], keep=tmp_path)
+    assert column(session(jobs[1], resume=tmp_path / "3")).tolist() == pytest.approx(column(lines).tolist(), abs=1e-6)
+    assert load_model(resolve(Model(path=str(tiny_llama)), jobs[0].out)).dtype == torch.float32
+
+
+def test_the_run_changed_the_model(reference, tiny_llama):
+    _, _, trained = reference
+    base = resolve(Model(path=str(tiny_llama)))
+    with torch.no_grad():
+        untrained = load_model(base)(input_ids=torch.arange(3, 23).view(2, 10)).logits
+    assert (trained - untrained).abs().max() > 0.1
