@@ -1,0 +1,51 @@
+"""Keep the candidate with the best win rate on the dev prompts (PLaD §4.3)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from plad_ray.artifacts import Artifact
+from plad_ray.errors import PladError
+from plad_ray.evaluate.table import mean
+from plad_ray.evaluate.texts import to_floats
+from plad_ray.evaluate.winrate import wins
+from plad_ray.stages import Job, Outcome
+
+logger = logging.getLogger("plad_ray")
+
+
+def run(job: Job) -> Outcome:
+    """Stage: copy the files of the best of ``adapter/<candidate>``. Inputs: ``scores`` of the dev responses."""
+    scores = job.inputs["scores"].table(["rid", "policy", "prompt_id", "temperature", "score"])
+    found = {name: win_rates(scores, name) for name in job.config["candidates"]}
+    best = max(found, key=lambda name: found[name]["win_rate"])  # the first of equals, by name
+    logger.info("selected %s: %s", best, ", ".join(f"{n} {f['win_rate']:.1%}" for n, f in found.items()))
+    _copy(job.inputs[f"adapter/{best}"], job.out)
+    return Outcome(metrics={"selected": best, "candidates": found})
+
+
+def win_rates(scores: pa.Table, policy: str) -> dict[str, Any]:
+    """Win rate of ``policy`` against the references, at each temperature and over all; ties count half."""
+    ours = scores.filter(pc.equal(scores["policy"], policy))
+    references = scores.filter(pc.equal(scores["policy"], "reference"))
+    place = pc.index_in(ours["prompt_id"], value_set=references["prompt_id"].combine_chunks()).combine_chunks()
+    won = wins(to_floats(ours["score"]), to_floats(references["score"].combine_chunks().take(place)))
+    temperatures = np.asarray(ours["temperature"].to_numpy())
+    rate = mean(won)
+    if rate is None:
+        raise PladError(f"distill.select_on_dev: {policy} has no score beside a scored reference on the dev prompts")
+    return {
+        "win_rate": rate,
+        "by_temperature": {f"{t:g}": mean(won[temperatures == t]) for t in np.unique(temperatures)},
+    }
+
+
+def _copy(source: Artifact, target: Artifact) -> None:
+    target.store.delete(target.file("files"))
+    for name in source.store.files(source.file("files")):
+        target.store.write_bytes(target.file(f"files/{name}"), source.store.read_bytes(source.file(f"files/{name}")))

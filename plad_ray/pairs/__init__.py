@@ -1,0 +1,1 @@
+"""Preference pairs from responses, and what they look like before training starts."""

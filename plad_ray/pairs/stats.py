@@ -1,0 +1,140 @@
+"""What the pairs look like, printed before training: length and score gaps, identical share, does the teacher win."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from plad_ray.config import Pairs, Pick
+from plad_ray.evaluate.texts import count_words, to_floats
+
+BINS = 20
+BAR = "▁▂▃▄▅▆▇█"
+
+
+def summary(joined: pa.Table, reason: pa.Array, pairs: Pairs) -> dict[str, Any]:
+    """JSON summary of the joined rows (see ``build.join``) and their drop reasons.
+
+    Lengths and gaps are over the kept pairs, in words. ``chosen_wins`` is over every prompt whose two texts were
+    scored, identical ones included (they tie; a tie counts half), so that dropping them does not flatter the teacher.
+    """
+    kept = np.asarray(pc.is_null(reason).to_numpy(zero_copy_only=False), dtype=bool)
+    words = {side: count_words(joined[f"{side}_text"]) for side in ("chosen", "rejected")}
+    gap = (words["chosen"] - words["rejected"])[kept]
+    both = ~(np.isnan(words["chosen"]) | np.isnan(words["rejected"]))
+    identical = pc.sum(pc.equal(reason, "identical")).as_py() or 0
+    found: dict[str, Any] = {
+        "pairs": int(kept.sum()),
+        "prompts": joined.num_rows,
+        "chosen": describe(pairs.chosen),
+        "rejected": describe(pairs.rejected),
+        "dropped": {item["values"]: item["counts"] for item in pc.value_counts(reason.drop_null()).to_pylist()},
+        "identical_share": identical / max(int(both.sum()), 1),
+        "words": {side: _mean(values[kept]) for side, values in words.items()},
+        "length_gap": {"mean": _mean(gap), "histogram": histogram(gap)},
+        "truncated_rejected": _share(joined["rejected_finish_reason"], "length", kept),
+    }
+    scores = [to_floats(joined[f"{side}_score"]) for side in ("chosen", "rejected")]
+    difference = scores[0] - scores[1]
+    if not np.isnan(difference).all():
+        found |= _score_part(difference, kept)
+    found["warnings"] = _warnings(found, pairs)
+    return found
+
+
+def _score_part(difference: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
+    scored = difference[~np.isnan(difference)]
+    gap = difference[kept & ~np.isnan(difference)]
+    return {
+        "score_gap": {"mean": _mean(gap), "histogram": histogram(gap)},
+        "chosen_wins": float((scored > 0).mean() + 0.5 * (scored == 0).mean()),
+        "ties": float((scored == 0).mean()),
+        "scored": len(scored),
+        "wrong_order": float((gap < 0).mean()) if len(gap) else None,
+    }
+
+
+def _warnings(found: dict[str, Any], pairs: Pairs) -> list[str]:
+    warnings = []
+    wins = found.get("chosen_wins")
+    if wins is not None and wins < 0.5:
+        who = "teacher" if (pairs.chosen.policy, pairs.rejected.policy) == ("teacher", "student") else "chosen side"
+        warnings.append(
+            f"the {who} wins only {wins:.1%} of prompts by the scorer: PLaD assumes that the preferred text is better, "
+            "and below a half the student learns the wrong order. A stronger or greedier teacher is what would be right"
+        )
+    if found["identical_share"] > 0.5:
+        warnings.append(f"{found['identical_share']:.1%} of pairs were identical texts and teach nothing")
+    cut = found["dropped"].get("truncated_chosen", 0)
+    if cut > 0.05 * found["prompts"]:
+        warnings.append(
+            f"{cut} chosen texts ({cut / found['prompts']:.1%}) hit the token limit; raise generate.max_tokens"
+        )
+    return warnings
+
+
+def histogram(values: np.ndarray) -> dict[str, list[float]] | None:
+    """``edges`` (n + 1) and ``counts`` (n) over the range of ``values``; bins of whole numbers have one in their middle
+    (0 among them), so a gap of 0 stands at 0."""
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    if np.all(values == np.round(values)) and high - low <= 4 * BINS:
+        width = int(np.ceil((high - low + 1) / BINS)) // 2 * 2 + 1
+        first, last = np.round(low / width), np.round(high / width)
+        edges = (np.arange(first, last + 2) - 0.5) * width
+    else:
+        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    counts, edges = np.histogram(values, edges)
+    return {"edges": [float(e) for e in edges], "counts": [int(c) for c in counts]}
+
+
+def render(found: dict[str, Any]) -> str:
+    """The summary as a few lines of plain text."""
+    words, gap = found["words"], found["length_gap"]
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(found["dropped"].items())) or "none"
+    lines = [
+        f"{found['pairs']} pairs from {found['prompts']} prompts: {found['chosen']} preferred over {found['rejected']}",
+        f"  dropped     {dropped}; identical {found['identical_share']:.1%}",
+    ]
+    if found["pairs"]:
+        lines.append(
+            f"  words       chosen {words['chosen']:.1f}, rejected {words['rejected']:.1f}, gap {gap['mean']:+.1f}  "
+            f"{sparkline(gap['histogram'])}"
+        )
+    if found.get("score_gap") and found["score_gap"]["histogram"]:
+        lines.append(f"  score gap   {found['score_gap']['mean']:+.3f}  {sparkline(found['score_gap']['histogram'])}")
+    if "chosen_wins" in found:
+        lines.append(
+            f"  chosen wins {found['chosen_wins']:.1%} of {found['scored']} prompts, "
+            f"ties {found['ties']:.1%} (counted half)"
+        )
+    if found.get("wrong_order") is not None:
+        lines.append(f"  wrong order {found['wrong_order']:.1%} of the pairs, by the scorer")
+    return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in found["warnings"])])
+
+
+def sparkline(bins: dict[str, list[float]]) -> str:
+    """``-3 ▁▅█▂ 4``: the histogram between its lowest and highest value."""
+    counts, edges = bins["counts"], bins["edges"]
+    top = max(counts)
+    bars = "".join(BAR[round(c / top * (len(BAR) - 1))] if c else " " for c in counts)
+    return f"{edges[0]:.3g} {bars} {edges[-1]:.3g}"
+
+
+def describe(pick: Pick) -> str:
+    """E.g. ``student greedy`` or ``teacher at temperature 0.7``."""
+    how = "greedy" if pick.temperature == 0 else f"at temperature {pick.temperature:g}"
+    return f"{pick.policy} {how}" + (f", sample {pick.sample}" if pick.sample else "")
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _share(column: pa.ChunkedArray, value: str, kept: np.ndarray) -> float | None:
+    chosen = column.filter(pa.array(kept))
+    return (pc.sum(pc.equal(chosen, value)).as_py() or 0) / len(chosen) if len(chosen) else None

@@ -1,0 +1,1 @@
+"""What came out: one self-contained HTML page, its Markdown twin and the table at the end of ``plad run``."""

@@ -1,0 +1,206 @@
+"""Everything the report shows, read from the artifacts of one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import yaml
+
+from plad_ray.artifacts import Artifact
+from plad_ray.config import Evaluate
+from plad_ray.data import demo
+from plad_ray.evaluate.frame import prompts_of, responses_of
+from plad_ray.evaluate.table import INITIAL, TEACHER
+from plad_ray.report import sentences
+from plad_ray.stages import Job
+
+SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One text of a sample; ``marks`` (demo task only) are its facts with their verdicts, ``missing`` the lost ones."""
+
+    label: str
+    text: str
+    score: float | None
+    marks: list[demo.Mark] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompt: str
+    texts: list[Shown]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact behind the report. ``share`` is its part of the seconds of all."""
+
+    stage: str
+    digest: str
+    rows_in: int
+    rows_out: int
+    dropped: dict[str, int]
+    seconds: float
+    share: float
+    tokens: int | None
+    inputs: list[str]
+
+
+@dataclass(frozen=True)
+class Page:
+    name: str
+    metrics: dict[str, Any]
+    sentences: list[sentences.Sentence]
+    objectives: dict[str, str]
+    pairs: dict[str, dict[str, Any]]
+    curves: dict[str, list[dict[str, float]]]
+    sft: dict[str, list[dict[str, float]]]
+    samples: list[Sample]
+    sample_temperature: float
+    marked: bool
+    settings: str
+    lineage: list[Step]
+    libraries: dict[str, str]
+    commit: str | None
+
+
+def collect(job: Job) -> Page:
+    """Read the report's inputs (see ``report.run``)."""
+    evaluation = job.inputs["evaluation"]
+    metrics = evaluation.store.read_json(evaluation.file("files/metrics.json"))
+    pairs = _pairs(_group(job.inputs, "pairs/"))
+    curves = {arm: _curve(a) for arm, a in _group(job.inputs, "train/").items()}
+    marked = job.config["scorer"] == "demo"
+    temperature = min(metrics["temperatures"])
+    said = [
+        *sentences.from_metrics(metrics),
+        *sentences.from_pairs(pairs),
+        *sentences.from_curves(curves),
+        *sentences.from_scorer(job.config["scorer"]),
+    ]
+    manifest = evaluation.manifest
+    return Page(
+        name=job.config["name"],
+        metrics=metrics,
+        sentences=said,
+        objectives={arm: describe(objective) for arm, objective in job.config["arms"].items()},
+        pairs=pairs,
+        curves=curves,
+        sft={role: _curve(a) for role, a in _group(job.inputs, "sft/").items()},
+        samples=_samples(job.inputs, metrics, temperature, marked),
+        sample_temperature=temperature,
+        marked=marked,
+        settings=yaml.safe_dump(job.config["experiment"], sort_keys=False, allow_unicode=True),
+        lineage=lineage(list(job.inputs.values())),
+        libraries=manifest.get("libraries", {}),
+        commit=manifest.get("git_commit"),
+    )
+
+
+def _group(inputs: Mapping[str, Artifact], prefix: str) -> dict[str, Artifact]:
+    return {key.removeprefix(prefix): artifact for key, artifact in inputs.items() if key.startswith(prefix)}
+
+
+def _pairs(tables: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+    """Summary of each pair table under the names of the arms that share it, e.g. ``distilled, seqkd``."""
+    sharing: dict[str, list[str]] = {}
+    for arm, artifact in tables.items():
+        sharing.setdefault(artifact.name, []).append(arm)
+    return {", ".join(names): tables[names[0]].manifest["metrics"] for names in sharing.values()}
+
+
+def _curve(artifact: Artifact) -> list[dict[str, float]]:
+    """The training log, one mapping a logged step; empty for a model that was not trained here."""
+    name = artifact.file("files/metrics.jsonl")
+    if not artifact.store.exists(name):
+        return []
+    return [json.loads(line) for line in artifact.store.read_bytes(name).decode().splitlines() if line.strip()]
+
+
+def describe(objective: Mapping[str, Any]) -> str:
+    """``plad_rank (margin 1, sft_weight 10)``."""
+    fields = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
+    return f"{objective['name']} ({fields})" if fields else str(objective["name"])
+
+
+def _samples(
+    inputs: Mapping[str, Artifact], metrics: Mapping[str, Any], temperature: float, marked: bool
+) -> list[Sample]:
+    """Prompts spread evenly over the evaluated ones, not chosen by how they look."""
+    settings = Evaluate.model_validate(inputs["evaluation"].manifest["config"]["evaluate"])
+    settings = settings.model_copy(update={"temperatures": (temperature,)})
+    prompts = prompts_of(inputs["prompts"], settings)
+    places = np.unique(np.linspace(0, prompts.num_rows - 1, min(SAMPLES, prompts.num_rows)).astype(int))
+    prompts = prompts.take(places)
+    policies = [p["name"] for p in metrics["policies"]]
+    texts = {}
+    for source, names in (("responses", [TEACHER, INITIAL]), ("eval_responses", policies)):
+        for row in responses_of(inputs[source], settings, names, prompts).to_pylist():
+            texts[row["policy"], row["prompt_id"]] = row["text"]
+    scores = _scores(inputs["evaluation"], temperature)
+    labels = {p["name"]: p["label"] for p in metrics["policies"]}
+    samples = []
+    for prompt in prompts.to_pylist():
+        key, shown = prompt["prompt_id"], []
+        if prompt["reference"] is not None:
+            shown.append(("human reference", prompt["reference"], scores.get(("reference", key))))
+        shown += [(labels[p], texts[p, key], scores.get((p, key))) for p in policies if (p, key) in texts]
+        samples.append(Sample(prompt["prompt"], [_shown(prompt["prompt"], *text, marked) for text in shown]))
+    return samples
+
+
+def _shown(prompt: str, label: str, text: str, score: float | None, marked: bool) -> Shown:
+    if not marked:
+        return Shown(label, text, score)
+    return Shown(label, text, score, demo.mark(prompt, text), demo.missing(prompt, text))
+
+
+def _scores(evaluation: Artifact, temperature: float) -> dict[tuple[str, str], float]:
+    table = evaluation.table(["policy", "prompt_id", "temperature", "score", "reference_score"])
+    rows = table.filter(pc.equal(table["temperature"], temperature)).to_pylist()
+    found = {(row["policy"], row["prompt_id"]): row["score"] for row in rows}
+    return found | {("reference", row["prompt_id"]): row["reference_score"] for row in rows}
+
+
+def lineage(artifacts: list[Artifact]) -> list[Step]:
+    """Every artifact behind ``artifacts``, inputs first, each once."""
+    manifests: dict[str, dict[str, Any]] = {}
+
+    def visit(artifact: Artifact) -> None:
+        if artifact.name in manifests:
+            return
+        manifest = artifact.manifest
+        for parent in manifest["inputs"].values():
+            visit(Artifact(artifact.store, parent))
+        manifests[artifact.name] = manifest
+
+    for artifact in artifacts:
+        visit(artifact)
+    total = sum(m.get("seconds", 0) for m in manifests.values()) or 1
+    return [_step(name, manifest, total) for name, manifest in manifests.items()]
+
+
+def _step(name: str, manifest: Mapping[str, Any], total: float) -> Step:
+    rows = manifest.get("rows", {})
+    tokens = manifest["metrics"].get("tokens", manifest["metrics"].get("num_tokens"))
+    if isinstance(tokens, Mapping):
+        tokens = sum(tokens.values())
+    return Step(
+        stage=manifest["name"],
+        digest=name.removeprefix(f"{manifest['name']}-"),
+        rows_in=rows.get("in", 0),
+        rows_out=rows.get("out", 0),
+        dropped=rows.get("dropped", {}),
+        seconds=manifest.get("seconds", 0),
+        share=manifest.get("seconds", 0) / total,
+        tokens=int(tokens) if tokens is not None else None,
+        inputs=sorted(set(manifest["inputs"].values())),
+    )

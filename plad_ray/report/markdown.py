@@ -1,0 +1,101 @@
+"""The report as Markdown: the same sentences, tables and samples without the plots."""
+
+from __future__ import annotations
+
+from plad_ray.pairs.stats import render as render_pairs
+from plad_ray.report import charts
+from plad_ray.report.collect import Page, Sample
+from plad_ray.report.html import duration
+from plad_ray.report.sentences import how, interval, number, percent
+
+
+def render(page: Page) -> str:
+    parts = [
+        [f"# {escape(page.name)}", ""],
+        [f"- {'**Warning:** ' if s.kind == 'warning' else ''}{escape(s.text)}" for s in page.sentences],
+        ["", "## Results", "", _intro(page), "", *_table(page)],
+        ["", "## Arms", "", *(f"- **{escape(arm)}**: {escape(text)}" for arm, text in page.objectives.items())],
+        ["", "## Pairs", "", *_pairs(page)],
+        ["", f"## Samples ({how(page.sample_temperature)})", "", *(_sample(s) for s in page.samples)],
+        ["## Settings", "", fenced(page.settings, "yaml")],
+        ["", "## Artifacts", "", *_lineage(page)],
+    ]
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def _intro(page: Page) -> str:
+    metrics = page.metrics
+    return (
+        f"{metrics['prompts']} prompts of the {metrics['split']} split. Win rates and lifts in percent with "
+        f"{percent(metrics['confidence'], 0)} intervals (paired bootstrap over prompts, "
+        f"{metrics['resamples']} resamples); a tie counts half. ROUGE is F1 × 100 with stemming."
+    )
+
+
+def _table(page: Page) -> list[str]:
+    lines = [
+        "| | R-1 | R-2 | R-L | words | truncated | score | beats reference | ties | beats initial | lift | p |",
+        "|---|" + "---:|" * 11,
+    ]
+    for name, rows in charts.temperatures(page):
+        lines.append(f"| *{name}* |" + " |" * 11)
+        for row in rows:
+            cells = [escape(row["label"])]
+            cells += [number(row[k]) for k in ("rouge1", "rouge2", "rougeL", "words")]
+            cells += [percent(row["truncated"]), number(row["score"], 3)]
+            for key, ties in (("win_reference", "ties_reference"), ("win_initial", None)):
+                found = row[key]
+                cells.append(f"{percent(found['mean'])} {interval(found)}" if found else "–")
+                if ties:
+                    cells.append(percent(row[ties]))
+            lift = row["lift"]
+            cells += [f"{100 * lift['mean']:+.1f} {interval(lift, True)}", f"{lift['p']:.3f}"] if lift else ["–", "–"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _pairs(page: Page) -> list[str]:
+    lines = []
+    for arm, summary in page.pairs.items():
+        if "length_gap" in summary:
+            lines += [f"**{escape(arm)}**", "", fenced(render_pairs(summary)), ""]
+    return lines
+
+
+def _sample(sample: Sample) -> str:
+    lines = [fenced(sample.prompt), "", "| | score | text |", "|---|---:|---|"]
+    for shown in sample.texts:
+        text = escape(shown.text)
+        if shown.marks:
+            marks = (
+                f"{escape(m.text.strip())}" + ("" if m.verdict == "kept" else f" *({m.verdict})*") for m in shown.marks
+            )
+            text = " ".join(marks)
+        if shown.missing:
+            text += " " + "; ".join(f"*(missing: {escape(fact)})*" for fact in shown.missing)
+        lines.append(f"| {escape(shown.label)} | {number(shown.score, 2)} | {text} |")
+    return "\n".join([*lines, ""])
+
+
+def _lineage(page: Page) -> list[str]:
+    lines = ["| stage | digest | rows in | rows out | dropped | time | tokens |", "|---|---|---:|---:|---|---:|---:|"]
+    for step in page.lineage:
+        dropped = ", ".join(f"{reason} {n}" for reason, n in step.dropped.items())
+        tokens = "" if step.tokens is None else f"{step.tokens:,}"
+        cells = [escape(step.stage), f"`{step.digest}`", f"{step.rows_in}", f"{step.rows_out}", dropped]
+        lines.append("| " + " | ".join([*cells, duration(step.seconds), tokens]) + " |")
+    return lines
+
+
+def escape(text: str) -> str:
+    """Text of models and data as Markdown text on one line."""
+    for mark in "\\`*_[]<>|#&~$":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any run of backticks in ``text``."""
+    runs = [len(run) for run in "".join(c if c == "`" else " " for c in text).split()]
+    fence = "`" * max([3, *(n + 1 for n in runs)])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,43 @@
+"""The dict of scorers and what each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from plad_ray.config import Scorer
+from plad_ray.errors import PladError
+
+#: Scores a batch: three lists of the same length N (a reference may be None) -> N floats, larger is better.
+Score = Callable[[list[str], list[str], list[str | None]], list[float]]
+
+#: name -> module:class. The class takes (scorer, dialogue) and its instances are ``Score``s; ``check`` is its
+#: cheap test of the settings, called before any actor starts.
+SCORERS = {
+    "demo": "plad_ray.reward.demo:DemoScorer",
+    "rouge": "plad_ray.reward.rouge:RougeScorer",
+    "classifier": "plad_ray.reward.classifier:ClassifierScorer",
+}
+FUNCTION = "plad_ray.reward.function:FunctionScorer"
+
+
+def build(scorer: Scorer, dialogue: bool = False) -> Score:
+    """The scorer's callable. ``dialogue``: prompts are conversations, whose end matters more than their beginning."""
+    return _kind(scorer)(scorer, dialogue)
+
+
+def check(scorer: Scorer) -> None:
+    """Raise PladError for settings that cannot work, without loading weights."""
+    _kind(scorer).check(scorer)
+
+
+def _kind(scorer: Scorer) -> Any:
+    """The scorer's class."""
+    target = FUNCTION if ":" in scorer.name else SCORERS.get(scorer.name)
+    if target is None:
+        raise PladError(
+            f"scorer.name: unknown scorer {scorer.name!r}; known: {', '.join(SCORERS)}, or package.module:function"
+        )
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

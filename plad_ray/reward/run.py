@@ -1,0 +1,140 @@
+"""Score every response, and the references beside them, by a Ray Data actor pool."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import ray
+
+from plad_ray.artifacts import Artifact
+from plad_ray.config import Runtime, Scorer
+from plad_ray.errors import PladError
+from plad_ray.records import SCORE
+from plad_ray.reward import base
+from plad_ray.stages import Job, Outcome
+
+REFERENCE = "reference"
+KEYS = [name for name in SCORE.names if name != "score"]
+TEXT = pa.schema([*(SCORE.field(name) for name in KEYS), ("text", pa.string())])
+BATCH_ROWS = 1024
+PART_ROWS = 500_000
+
+
+def run(job: Job) -> Outcome:
+    """Stage: SCORE rows for every response of the inputs beside ``prompts``, and for the references of their splits."""
+    scorer = Scorer.model_validate(job.config["scorer"])
+    base.check(scorer)
+    prompts = job.inputs["prompts"]
+    sources = [artifact for key, artifact in sorted(job.inputs.items()) if key != "prompts"]
+    splits = _splits(sources)
+    references = _references(prompts, splits)
+    rows_in = sum(source.dataset().count_rows() for source in sources) + references.num_rows
+    texts = ray.data.from_arrow(references).union(*(_read(source, TEXT.names) for source in sources))
+    scored = texts.map_batches(
+        ScoreBatches,
+        fn_constructor_args=(job.config["scorer"], prompts, splits, sys.path),
+        batch_format="pyarrow",
+        batch_size=BATCH_ROWS,
+        **_actors(scorer, job.runtime),
+    )
+    job.out.store.delete(job.out.file("rows"))
+    rows_out = _collect(job, scored, rows_in)
+    return Outcome(rows_in=rows_in, rows_out=rows_out, metrics={"splits": splits})
+
+
+def _splits(sources: list[Artifact]) -> list[str]:
+    found = {s for source in sources for s in pc.unique(source.table(["split"])["split"]).to_pylist()}
+    return sorted(found)
+
+
+def _read(artifact: Artifact, columns: list[str]) -> ray.data.Dataset:
+    return ray.data.read_parquet(f"{artifact.path}/rows", filesystem=artifact.store.fs, columns=columns)
+
+
+def _references(prompts: Artifact, splits: list[str]) -> pa.Table:
+    """References of ``splits`` as texts of the policy ``reference``, rid ``reference:<prompt_id>``."""
+    wanted = pads.field("split").isin(splits) & pads.field("reference").is_valid()
+    table = prompts.dataset().to_table(columns=["prompt_id", "split", "reference"], filter=wanted)
+    columns = {
+        "rid": pc.binary_join_element_wise(REFERENCE, table["prompt_id"], ":"),
+        "policy": pa.array([REFERENCE] * table.num_rows, pa.string()),
+        "prompt_id": table["prompt_id"],
+        "split": table["split"],
+        "temperature": pa.array([0.0] * table.num_rows, pa.float64()),
+        "sample": pa.array([0] * table.num_rows, pa.int32()),
+        "text": table["reference"],
+    }
+    return pa.table(columns, schema=TEXT)
+
+
+def _actors(scorer: Scorer, runtime: Runtime) -> dict[str, Any]:
+    """One actor keeps up with the rule-based scorers; a classifier takes a GPU where the student's engines have one."""
+    gpu = scorer.name == "classifier" and runtime.student.gpus > 0
+    return {"concurrency": runtime.student.replicas if gpu else 1, "num_cpus": 0.5, "num_gpus": 1 if gpu else 0}
+
+
+def _collect(job: Job, scored: ray.data.Dataset, total: int) -> int:
+    """Stream the scores into Parquet parts; the first one that is no finite number ends the stage."""
+    waiting: list[pa.Table] = []
+    rows, part = 0, 0
+    for block in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
+        batch = cast(pa.Table, block)
+        _check(batch, job.config["scorer"]["name"])
+        waiting.append(batch.select(SCORE.names).cast(SCORE))
+        rows += batch.num_rows
+        job.progress(rows, total, "texts")
+        if sum(b.num_rows for b in waiting) >= PART_ROWS:
+            job.out.write_rows(pa.concat_tables(waiting), f"part-{part:05d}")
+            waiting, part = [], part + 1
+    if waiting or part == 0:
+        job.out.write_rows(pa.concat_tables(waiting) if waiting else SCORE.empty_table(), f"part-{part:05d}")
+    return rows
+
+
+def _check(batch: pa.Table, scorer: str) -> None:
+    failed = batch["error"].drop_null()
+    if len(failed):
+        raise PladError(failed[0].as_py())
+    bad = batch.filter(pc.invert(pc.is_finite(batch["score"])))
+    if bad.num_rows:
+        row = bad.slice(0, 1).to_pylist()[0]
+        raise PladError(
+            f"scorer {scorer} gave {row['score']} for row {row['rid']} (policy {row['policy']}, prompt "
+            f"{row['prompt_id']}, temperature {row['temperature']:g}); a score must be a finite number"
+        )
+
+
+class ScoreBatches:
+    """Actor: looks up each row's prompt and reference (held as an Arrow table) and scores the batch."""
+
+    def __init__(self, scorer: dict[str, Any], prompts: Artifact, splits: list[str], path: list[str]):
+        # Ray gives workers its own search path: a user's module lies on the driver's
+        sys.path.extend(folder for folder in path if folder not in sys.path)
+        self.prompts = prompts.dataset().to_table(
+            columns=["prompt_id", "prompt", "messages", "reference"], filter=pads.field("split").isin(splits)
+        )
+        self.ids = self.prompts["prompt_id"].combine_chunks()
+        dialogue = self.prompts["messages"].null_count < self.prompts.num_rows
+        self.score = base.build(Scorer.model_validate(scorer), dialogue)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Keys, ``score`` and ``error``. A message to the user travels as data: Ray Data drops what an error wraps."""
+        scores: list[float] | list[None]
+        try:
+            scores, error = self._scores(batch), None
+        except PladError as failure:
+            scores, error = [None] * batch.num_rows, str(failure)
+        keyed = batch.select(KEYS).append_column("score", pa.array(scores, pa.float64()))
+        return keyed.append_column("error", pa.array([error] * batch.num_rows, pa.string()))
+
+    def _scores(self, batch: pa.Table) -> list[float]:
+        place = pc.index_in(batch["prompt_id"], value_set=self.ids)
+        if place.null_count:
+            lost = batch.filter(pc.is_null(place))["prompt_id"][0]
+            raise PladError(f"prompt {lost} of a response is not in the prompt table")
+        known = self.prompts.select(["prompt", "reference"]).take(place)
+        return self.score(known["prompt"].to_pylist(), batch["text"].to_pylist(), known["reference"].to_pylist())
