@@ -196,13 +196,16 @@ def _is_transient(name: str) -> bool:
 
 
 def hash_path(path: Path) -> str:
-    """Content hash of a local file or folder (names and bytes; hidden files left out)."""
+    """Content hash of a local file, or of a folder's files with their names in it (hidden ones left out).
+
+    Where the path lies and what it is called make no difference.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     digest = hashlib.sha256()
-    files = (
-        [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    )
     for file in files:
-        digest.update(str(file.relative_to(path.parent)).encode())
+        digest.update(file.relative_to(path).as_posix().encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

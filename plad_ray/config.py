@@ -32,7 +32,7 @@ class Columns(Section):
     reference: str | None = "reference"
     prompt_id: str | None = None
     group: str | None = None
-    join: str = Field(" ", description="joins a prompt or reference given as a list of strings")
+    join: str = Field(" ", description="joins a prompt given as a list (of a list of references the first counts)")
 
 
 class Data(Section):
@@ -164,7 +164,7 @@ class Distill(Training):
     def candidates(self) -> dict[str, Distill]:
         """The full sections that ``select_on_dev`` names."""
         base = self.model_copy(update={"select_on_dev": {}})
-        return {name: overlay(base, changes) for name, changes in self.select_on_dev.items()}
+        return {n: overlay(base, changes, f"distill.select_on_dev.{n}") for n, changes in self.select_on_dev.items()}
 
 
 class Draw(Section):
@@ -301,6 +301,7 @@ class Experiment(Section):
                 self._check_pairs(name, pairs)
         if self.teacher == self.student:
             raise ValueError("teacher and student are the same model with the same SFT: every pair would be noise")
+        self.distill.candidates()
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
             *((f"objective of arm {n}", _needs_scores(d.objective)) for n, (_, d) in self.arms().items()),
@@ -336,7 +337,10 @@ class Experiment(Section):
             if name in ("distilled", "teacher", "student", "reference"):
                 raise ValueError(f"compare.{name}: the name is taken; choose another")
             base = self.distill.model_copy(update={"select_on_dev": {}})
-            arms[name] = (overlay(self.pairs, arm.pairs), overlay(base, arm.distill))
+            arms[name] = (
+                overlay(self.pairs, arm.pairs, f"compare.{name}.pairs"),
+                overlay(base, arm.distill, f"compare.{name}.distill"),
+            )
         return arms
 
 
@@ -346,9 +350,16 @@ def _needs_scores(objective: Objective) -> bool:
     return build(objective.name, objective.params).needs_scores
 
 
-def overlay(section: Any, changes: dict[str, Any]) -> Any:
-    """``section`` with a partial mapping laid over it, validated again. A new objective name drops the old's fields."""
-    return type(section).model_validate(_merge(section.model_dump(), changes))
+def overlay(section: Any, changes: dict[str, Any], where: str) -> Any:
+    """``section`` with a partial mapping laid over it, validated again. A new objective name drops the old's fields.
+
+    Raises PladError naming the key below ``where``, the place of ``changes`` in the experiment file.
+    """
+    try:
+        return type(section).model_validate(_merge(section.model_dump(), changes))
+    except ValidationError as error:
+        lines = [_explain(e, type(section), where + ".") for e in error.errors()]
+        raise PladError("\n".join(lines).strip()) from None
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -391,19 +402,19 @@ def parse(raw: dict[str, Any], where: str = "experiment") -> Experiment:
         raise PladError(f"{where}:\n" + "\n".join(_explain(e) for e in error.errors())) from None
 
 
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "experiment"
+def _explain(error: Any, root: Any = None, prefix: str = "") -> str:
+    key = prefix + ".".join(str(part) for part in error["loc"]) or "experiment"
     if error["type"] == "extra_forbidden":
-        return f"  {key}: unknown key{_suggestion(error['loc'])}"
+        return f"  {key}: unknown key{_suggestion(error['loc'], root or Experiment)}"
     message = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
     return f"  {key}: {message}{given}"
 
 
-def _suggestion(location: tuple[Any, ...]) -> str:
+def _suggestion(location: tuple[Any, ...], root: Any) -> str:
     import difflib
 
-    section: Any = Experiment
+    section: Any = root
     for part in location[:-1]:
         field = getattr(section, "model_fields", {}).get(part)
         options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []

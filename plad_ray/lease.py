@@ -93,10 +93,11 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(min(RENEW_EVERY, self.seconds / 6)):
-            if not self._mine():
-                self.lost = True
-                return
-            self.artifact.store.write_json(self.name, self._content())
+            with self._exclusive():  # a takeover between check and write would be undone by the write
+                if not self._mine():
+                    self.lost = True
+                    return
+                self.artifact.store.write_json(self.name, self._content())
 
     def _content(self) -> dict[str, Any]:
         return {**self.owner, "expires": time.time() + self.seconds}

@@ -18,7 +18,7 @@ from plad_ray.models.policy import identity as model_identity
 from plad_ray.stages import Job, Outcome, Stage
 
 #: keys of a section that say where something lies on this machine; its content is hashed instead.
-LOCATIONS = {"path", "splits_paths", "adapter", "responses", "pairs"}
+LOCATIONS = {"path", "splits_paths", "adapter", "responses", "pairs", "hub", "revision"}
 
 
 def lazy(module: str, function: str = "run") -> Callable[[Job], Outcome]:

@@ -125,9 +125,12 @@ def execute(
     for stage in closure(targets):
         if stage.artifact(store).finished:
             stage.artifact(store).check()
-    waiting, running, done = list(todo), {}, set()
+    waiting = list(todo)
+    running: dict[Future[None], Stage] = {}
+    done: set[str] = set()
     failure: BaseException | None = None
-    with ThreadPoolExecutor(runtime.parallel_stages) as pool:
+    pool = ThreadPoolExecutor(runtime.parallel_stages)
+    try:
         while running or (waiting and failure is None):
             for stage in _admissible(waiting, running, done, {s.artifact_name for s in todo}, capacity, runtime):
                 if failure is None:
@@ -138,6 +141,8 @@ def execute(
             for future in finished:
                 done.add(running.pop(future).artifact_name)
                 failure = failure or future.exception()
+    finally:  # nothing runs any more, unless this is an interrupt: then nobody waits for it
+        pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
         raise failure
     return {t.name: t.artifact(store) for t in targets}

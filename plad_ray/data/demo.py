@@ -1,8 +1,8 @@
 """A made-up summarisation task: small enough for a laptop, exact enough to test against.
 
-A post is two or three facts of four words ("anna bought red shoes") shuffled among two filler sentences ("anyway it felt late").
-Its ideal summary is the facts, in the post's order. References are written by a simulated human who makes a mistake in some of
-them: drops a fact, swaps a word, or repeats a fact. So they score about 0.84, and a model can beat them.
+A post is two or three facts of four words ("anna bought red shoes") shuffled among two filler sentences ("anyway it
+felt late"). Its ideal summary is the facts, in the post's order. References are written by a simulated human who makes a
+mistake in some of them: drops a fact, swaps a word, or repeats a fact. So they score about 0.84, and a model can beat them.
 """
 
 import random
@@ -16,10 +16,15 @@ Sentence = tuple[str, ...]
 SUBJECTS = tuple(
     "anna ben carla david emma felix grace henry irene jack karen leo maria nina oscar paula quinn rosa simon tina".split()
 )
-VERBS = tuple("bought sold found lost broke cleaned painted wanted carried borrowed hid washed moved kept liked stole".split())
-ADJECTIVES = tuple("red blue green yellow old new small large heavy light cheap fancy wooden plastic round broken dusty shiny".split())
+VERBS = tuple(
+    "bought sold found lost broke cleaned painted wanted carried borrowed hid washed moved kept liked stole".split()
+)
+ADJECTIVES = tuple(
+    "red blue green yellow old new small large heavy light cheap fancy wooden plastic round broken dusty shiny".split()
+)
 OBJECTS = tuple(
-    "shoes books chairs lamps boxes cups coats bikes plates clocks hats keys bags toys rugs tables boats rings knives mirrors".split()
+    "shoes books chairs lamps boxes cups coats bikes plates clocks "
+    "hats keys bags toys rugs tables boats rings knives mirrors".split()
 )
 FACT_SLOTS = (SUBJECTS, VERBS, ADJECTIVES, OBJECTS)
 FILLER_SLOTS = (
@@ -77,8 +82,8 @@ def facts(prompt: str) -> list[str]:
 def mark(prompt: str, response: str) -> list[Mark]:
     """Cut a response into facts and judge each against the post.
 
-    The first copy of a post's fact is `kept`, further copies are `redundant`, anything else (an altered fact, a filler sentence, a
-    fragment) is `wrong`. A response of nothing but whitespace has no marks.
+    The first copy of a post's fact is `kept`, further copies are `redundant`, anything else (an altered fact, a filler
+    sentence, a fragment) is `wrong`. A response of nothing but whitespace has no marks.
     """
     unseen = set(post := facts(prompt))
     marks = []
@@ -99,8 +104,8 @@ def missing(prompt: str, response: str) -> list[str]:
 def reward(prompt: str, response: str, reference: str | None = None) -> float:
     """Exact quality of a response in [0, 1]: kept / (facts in the post + redundant + wrong).
 
-    This is intersection over union of the facts asked for and the facts given, so dropping, inventing, altering and repeating all
-    cost. `reference` is not used; it is there because every scorer takes one.
+    This is intersection over union of the facts asked for and the facts given, so dropping, inventing, altering and
+    repeating all cost. `reference` is not used; it is there because every scorer takes one.
     """
     verdicts = [m.verdict for m in mark(prompt, response)]
     kept = verdicts.count("kept")
@@ -149,4 +154,6 @@ def _text(sentences: list[Sentence]) -> str:
 
 
 def _is_fact(sentence: Sentence) -> bool:
-    return len(sentence) == len(FACT_SLOTS) and all(word in slot for word, slot in zip(sentence, FACT_SLOTS, strict=True))
+    return len(sentence) == len(FACT_SLOTS) and all(
+        word in slot for word, slot in zip(sentence, FACT_SLOTS, strict=True)
+    )

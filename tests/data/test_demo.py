@@ -6,7 +6,10 @@ import pytest
 
 from plad_ray.data import demo
 
-PROMPT = "post : anna bought red shoes . anyway it felt late . ben sold old cups . well this was fine . leo hid new hats . summary :"
+PROMPT = (
+    "post : anna bought red shoes . anyway it felt late . ben sold old cups . "
+    "well this was fine . leo hid new hats . summary :"
+)
 ANNA, BEN, LEO = " anna bought red shoes .", " ben sold old cups .", " leo hid new hats ."
 ALTERED, FILLER = " ben sold red cups .", " anyway it felt late ."
 
@@ -44,7 +47,11 @@ def test_marks_name_each_fact_and_keep_the_text() -> None:
     assert [m.verdict for m in marks] == ["kept", "wrong", "redundant", "wrong", "wrong"]
     assert "".join(m.text for m in marks) == response
     assert demo.missing(PROMPT, response) == ["ben sold old cups", "leo hid new hats"]
-    assert demo.missing(PROMPT, "") == demo.facts(PROMPT) == ["anna bought red shoes", "ben sold old cups", "leo hid new hats"]
+    assert (
+        demo.missing(PROMPT, "")
+        == demo.facts(PROMPT)
+        == ["anna bought red shoes", "ben sold old cups", "leo hid new hats"]
+    )
 
 
 def test_generation_is_deterministic_and_unique() -> None:

@@ -1,0 +1,158 @@
+"""The ``plad`` command. Nothing heavy is imported before a command runs, so ``plad --help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from plad_ray.errors import PladError
+
+if TYPE_CHECKING:
+    from plad_ray.config import Experiment
+
+
+class Commands(TyperGroup):
+    """Turns what a user can act on into one message and exit code 2; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # package.module:Class of the user's own files
+        try:
+            return super().invoke(ctx)
+        except PladError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            _interrupted()
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # importing rich takes longer than answering
+    pretty_exceptions_enable=False,
+    help="Distil a small language model from a big one on Ray (PLaD, arXiv 2406.02886). One YAML is one experiment.",
+)
+
+File = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="the experiment file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="overrides, values in YAML")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and run nothing")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="more log lines")]
+
+
+@app.command()
+def run(file: File, overrides: Overrides = None, dry_run: DryRun = False, verbose: Verbose = False) -> None:
+    """Run an experiment: reuse what is finished, resume what is not."""
+    from plad_ray import running
+
+    running.run(_load(file, overrides), None, dry_run, verbose)
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a stage, as `plad run --dry-run` names it")],
+    file: File,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run one stage and what it needs."""
+    from plad_ray import running
+
+    running.run(_load(file, overrides), name, dry_run, verbose)
+
+
+@app.command()
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="prompts, tokens, pairs, responses, artifacts, lineage, or a stage")
+    ],
+    file: File,
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="rows to show")] = 5,
+    of: Annotated[str, typer.Option("--stage", help="lineage: of which stage; tokens: of which training stage")] = "",
+) -> None:
+    """Look at what a run made: rows, tokens and loss masks, artifacts and their lineage."""
+    from plad_ray import inspection
+
+    inspection.show(what, _load(file, overrides), n, of)
+
+
+@app.command()
+def env() -> None:
+    """Versions, devices and settings, for a bug report."""
+    from plad_ray import env
+
+    env.show()
+
+
+@app.command()
+def merge(
+    file: File,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", help="new folder for the merged model")] = Path("merged"),
+    arm: Annotated[str, typer.Option("--arm", help="which training run")] = "distilled",
+) -> None:
+    """Merge a distilled adapter into its base: one plain model folder."""
+    from plad_ray import running
+
+    typer.echo(f"merged model: {running.merge(_load(file, overrides), arm, out)}")
+
+
+@app.command()
+def submit(
+    file: File,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option("--address", help="of the cluster's dashboard")] = "http://127.0.0.1:8265",
+    runtime_env: Annotated[
+        Path | None, typer.Option("--runtime-env", help="YAML laid over the default runtime environment")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="follow the logs until the job ends")] = True,
+) -> None:
+    """Run an experiment as a Ray job, or attach to it when it runs already; exits with the job's success."""
+    from plad_ray import submit
+
+    raise typer.Exit(submit.submit(file, tuple(overrides or ()), address, runtime_env, wait))
+
+
+@app.command()
+def version() -> None:
+    """The version of plad_ray."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        typer.echo(f"plad_ray {installed('plad-ray')}")
+    except PackageNotFoundError:
+        typer.echo("plad_ray (a checkout that is not installed)")
+
+
+def _load(file: Path, overrides: list[str] | None) -> Experiment:
+    from plad_ray.config import load
+
+    return load(file, tuple(overrides or ()))
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+def _interrupted() -> NoReturn:
+    """Ctrl-C ends at once: what is finished is kept, and the lease of a dead process is taken over."""
+    typer.secho(
+        "\ninterrupted; what is finished is kept, and the same command again goes on from here", fg="yellow", err=True
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+    os._exit(130)  # stage threads wait on Ray calls that nobody will answer

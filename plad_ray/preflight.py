@@ -1,0 +1,213 @@
+"""Everything that can be known to fail, before any compute starts: one clear message each."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from plad_ray.artifacts import Store
+from plad_ray.config import Experiment, Model, Role
+from plad_ray.errors import PladError
+from plad_ray.stages import Stage
+
+
+def open_store(exp: Experiment) -> Store:
+    """The store of ``exp``, after one small write to it."""
+    where = f"runtime.store {exp.runtime.store}"
+    try:
+        store = Store(exp.runtime.store)
+        probe = f".writable-{uuid.uuid4().hex[:8]}"
+        store.write_bytes(probe, b"")
+        store.delete(probe)
+    except OSError as error:
+        raise PladError(f"{where}: not writable ({error}); give a folder or bucket that can be written") from None
+    except ValueError as error:  # pyarrow: unknown scheme
+        raise PladError(f"{where}: no file system for it ({error}); give a folder, s3://… or gs://…") from None
+    return store
+
+
+def check(exp: Experiment, todo: list[Stage]) -> None:
+    """Check what the stages ``todo`` will use; a finished stage's models are not looked at again."""
+    if exp.scorer is not None and any(isinstance(s.config.get("scorer"), dict) for s in todo):
+        from plad_ray.reward import check as check_scorer
+
+        check_scorer(exp.scorer)
+    roles = {name: role for name in ("teacher", "student") if (role := getattr(exp, name)) and _used(name, todo)}
+    for name, role in roles.items():
+        _in(name, check_role, exp, name, role)
+    if exp.teacher is not None and "student" in roles:
+        check_same(exp, exp.teacher)
+
+
+def check_role(exp: Experiment, name: str, role: Role) -> None:
+    """Model files, tokenizer, lengths, and what the engine of ``role`` can serve."""
+    model = role.model
+    check_lengths(exp, model)
+    check_four_bit(exp, name, model)
+    if model.path is not None and (folder := Path(model.path).expanduser()).is_dir():
+        check_folder(folder)
+    config = _config(model)
+    if model.path is not None:
+        check_tokenizer(exp, model)
+    _check_engine(exp, name, role, config)
+
+
+def check_lengths(exp: Experiment, model: Model) -> None:
+    """Room for at least one prompt token beside the longest response."""
+    if exp.generate.max_tokens >= model.max_length:
+        raise PladError(
+            f"generate.max_tokens {exp.generate.max_tokens} leaves no room for a prompt within model.max_length "
+            f"{model.max_length}; lower the first or raise the second"
+        )
+    if model.max_prompt_tokens is not None and model.max_prompt_tokens >= model.max_length:
+        raise PladError(
+            f"model.max_prompt_tokens {model.max_prompt_tokens} leaves no room for a response within model.max_length "
+            f"{model.max_length}"
+        )
+
+
+def check_four_bit(exp: Experiment, name: str, model: Model) -> None:
+    """A 4-bit base needs bitsandbytes and GPUs, for its engine and (the student's) for training."""
+    if not model.load_in_4bit:
+        return
+    if find_spec("bitsandbytes") is None:
+        raise PladError("model.load_in_4bit needs the bitsandbytes package, which is not installed; use bfloat16")
+    if getattr(exp.runtime, name).gpus == 0 or (name == "student" and exp.runtime.train.gpus_per_worker == 0):
+        raise PladError(
+            f"model.load_in_4bit needs GPUs: set runtime.{name}.gpus and runtime.train.gpus_per_worker, or use bfloat16"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """A model folder as transformers and vLLM read it: config, tokenizer, safetensors."""
+    for what, patterns in (
+        ("config.json", ["config.json"]),
+        ("a tokenizer (tokenizer.json, tokenizer.model or vocab.*)", ["tokenizer.json", "tokenizer.model", "vocab.*"]),
+    ):
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise PladError(f"model.path {folder}: no model folder, {what} is not there")
+    if not any(folder.glob("*.safetensors")):
+        pickled = [p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind)]
+        if pickled:
+            raise PladError(
+                f"model.path {folder}: weights are pickled ({pickled[0]}), which can run code when loaded; convert "
+                "them with save_pretrained (safetensors)"
+            )
+        raise PladError(f"model.path {folder}: no weights (*.safetensors) are there")
+
+
+def check_tokenizer(exp: Experiment, model: Model) -> None:
+    """The tokenizer loads, knows what ends a response, and has a chat template when one is asked for."""
+    from plad_ray.models.load import load_tokenizer
+    from plad_ray.models.policy import resolve
+    from plad_ray.models.tokens import eos_ids
+
+    tokenizer = load_tokenizer(resolve(model))
+    eos_ids(tokenizer, model)
+    if model.template == "chat" and not tokenizer.chat_template:
+        raise PladError(
+            f"model.template is chat, but the tokenizer of {model.path} has no chat template; use template: plain, or "
+            "an instruction-tuned model"
+        )
+
+
+def check_same(exp: Experiment, teacher: Role) -> None:
+    """Teacher and student must differ in weights, not only in how they are spelt."""
+    from plad_ray.models.policy import identity
+
+    if teacher.sft == exp.student.sft and identity(teacher.model) == identity(exp.student.model):
+        raise PladError(
+            f"teacher and student are the same model ({teacher.model.path or 'from scratch'}) with the same SFT: every "
+            "pair would be noise; give the student another model or another sft"
+        )
+
+
+def check_resources(exp: Experiment, todo: list[Stage], capacity: tuple[float, float]) -> None:
+    """The cluster has the GPUs that the stages ask for. CPUs of a local Ray are logical, so they are Ray's business."""
+    for stage in todo:
+        if stage.gpus > capacity[1]:
+            keys = ", ".join(_gpu_keys(stage))
+            raise PladError(
+                f"{stage.name} asks for {stage.gpus:g} GPUs and the Ray cluster has {capacity[1]:g}; lower {keys} (or "
+                "replicas and workers), or point runtime.ray_address at a larger cluster"
+            )
+        train = exp.runtime.train
+        if "training" in stage.config and train.workers * train.cpus_per_worker > _logical_cpus():
+            raise PladError(
+                f"{stage.name} asks for {train.workers} workers × {train.cpus_per_worker:g} CPUs and the Ray cluster "
+                f"has {_logical_cpus():g}; lower runtime.train.workers or cpus_per_worker"
+            )
+
+
+def _logical_cpus() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0))
+
+
+def _gpu_keys(stage: Stage) -> list[str]:
+    if "policies" in stage.config:
+        return [f"runtime.{role}.gpus" for role in sorted({p["role"] for p in stage.config["policies"].values()})]
+    return ["runtime.train.gpus_per_worker"]
+
+
+def _used(role: str, todo: list[Stage]) -> bool:
+    """Whether a stage to run loads the role's model."""
+    return any(
+        any(p["role"] == role for p in s.config.get("policies", {}).values())
+        or s.name == f"sft-{role}"
+        or (role == "student" and s.config.get("kind") == "distill")
+        for s in todo
+    )
+
+
+def _config(model: Model) -> Any:
+    """The transformers config of a role's model."""
+    if model.scratch is not None:
+        from plad_ray.models.scratch import _config as scratch_config
+
+        return scratch_config(model.scratch, model.scratch.vocab_size)
+    from transformers import AutoConfig
+
+    assert model.path is not None
+    try:
+        return AutoConfig.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PladError(f"model.path {model.path}: its config.json cannot be read: {first}") from None
+
+
+def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
+    from plad_ray.generate import vllm_engine
+    from plad_ray.generate.pools import EnginePool, check_context
+
+    check_context(config, role.model)
+    if role.engine != "vllm":
+        return
+    pool = EnginePool(name, name, role.engine, role.model, getattr(exp.runtime, name), exp.generate)
+    vllm_engine.check_engine_kwargs(pool)
+    vllm_engine.check_architecture(config)
+    if pool.runtime.gpus == 0:
+        vllm_engine.check_vllm_cpu_head_size(config)
+    if role.model.adapter is not None:
+        vllm_engine.check_adapter(role.model.adapter)
+    if role.sft is not None and role.sft.method == "lora":
+        vllm_engine.check_lora_rank(role.sft.lora.r)
+    if name == "student":
+        for _, distill in exp.arms().values():
+            for candidate in (distill, *distill.candidates().values()):
+                vllm_engine.check_lora_rank(candidate.lora.r)
+
+
+def _in(role: str, function: Callable[..., None], *arguments: Any) -> None:
+    """Say which role a message is about."""
+    try:
+        function(*arguments)
+    except PladError as error:
+        raise PladError(f"{role}: {error}") from None

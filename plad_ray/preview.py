@@ -1,0 +1,134 @@
+"""The plan as a table: what would run, what is reused, how many rows, what it keeps busy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from plad_ray.artifacts import Store
+from plad_ray.config import SPLITS, Experiment
+from plad_ray.stages import Stage, closure, pending
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A row count: exact, an upper bound (rows may be dropped on the way), or unknown (None)."""
+
+    count: int | None
+    exact: bool = False
+
+    def __str__(self) -> str:
+        if self.count is None:
+            return "?"
+        return f"{self.count:,}" if self.exact else f"≤ {self.count:,}"
+
+
+def state(stage: Stage, store: Store, todo: set[str]) -> str:
+    """reused | resume | run | not needed."""
+    artifact = stage.artifact(store)
+    if artifact.finished:
+        return "reused"
+    if stage.artifact_name not in todo:
+        return "not needed"
+    left = [n for n in store.files(artifact.name) if n != "lease.json" and not n.startswith(".")]
+    return "resume" if left else "run"
+
+
+def table(exp: Experiment, targets: list[Stage], store: Store) -> Table:
+    """A line for every stage of ``targets``, inputs first."""
+    todo = {stage.artifact_name for stage in pending(targets, store)}
+    lines = Table(box=None, pad_edge=False, title=f"{exp.name}: the plan", title_justify="left")
+    for column in ("stage", "state", "rows", "workers", "CPUs", "GPUs"):
+        lines.add_column(column, justify="right" if column in ("rows", "CPUs", "GPUs") else "left", no_wrap=True)
+    lines.add_column("artifact", overflow="fold")
+    counts = rows(exp, closure(targets), store)
+    styles = {"reused": "green", "resume": "yellow", "run": "bold", "not needed": "dim"}
+    for stage in closure(targets):
+        what = state(stage, store, todo)
+        cells = (str(counts[stage.name]), workers(exp, stage), _number(stage.cpus), _number(stage.gpus))
+        lines.add_row(stage.name, f"[{styles[what]}]{what}[/]", *cells, stage.artifact_name)
+    return lines
+
+
+def workers(exp: Experiment, stage: Stage) -> str:
+    """Engine replicas or training workers that the stage starts."""
+    if "policies" in stage.config:
+        roles = sorted({(p["role"], p["engine"]) for p in stage.config["policies"].values()}, reverse=True)
+        return ", ".join(f"{role} {getattr(exp.runtime, role).replicas} × {engine}" for role, engine in roles)
+    if "training" in stage.config:
+        train = exp.runtime.train
+        return f"{train.workers} × ZeRO-{train.zero_stage}"
+    return ""
+
+
+def rows(exp: Experiment, stages: list[Stage], store: Store) -> dict[str, Rows]:
+    """Rows that each stage writes: from its manifest when it is finished, else as far as the configuration tells."""
+    sizes = split_sizes(exp, stages, store)
+    counts: dict[str, Rows] = {}
+    for stage in stages:
+        artifact = stage.artifact(store)
+        if artifact.finished:
+            counts[stage.name] = Rows(artifact.manifest["rows"]["out"], True)
+        else:
+            counts[stage.name] = _derived(exp, stage, sizes, counts)
+    return counts
+
+
+def split_sizes(exp: Experiment, stages: list[Stage], store: Store) -> dict[str, int]:
+    """Prompts by split: known once they are prepared, and for the demo from its configuration."""
+    prompts = next((s.artifact(store) for s in stages if s.name == "prompts"), None)
+    if prompts is not None and prompts.finished:
+        return dict(prompts.manifest["metrics"]["splits"])
+    if exp.data.source == "demo":
+        return {s: min(n, exp.data.limit or n) for s, n in exp.data.sizes.items()}
+    return {}
+
+
+def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
+    if stage.name == "prompts":
+        return Rows(sum(sizes[s] for s in SPLITS), True) if sizes else Rows(None)
+    if "policies" in stage.config:
+        return Rows(_requests(stage, sizes))
+    if stage.name.startswith("sft-"):
+        return _capped(Rows(sizes.get("train")), stage.config["training"]["limit"])
+    if stage.name.startswith("pairs"):
+        return _capped(Rows(sizes.get("distill")), stage.config.get("pairs", {}).get("limit"))
+    if "training" in stage.config:
+        return _capped(counts[stage.inputs["pairs"].name], stage.config["training"]["limit"])
+    if isinstance(stage.config.get("scorer"), dict):
+        return _scores(stage.inputs["responses"], sizes, counts)
+    if stage.name == "evaluate":
+        prompts = _capped(Rows(sizes.get(exp.evaluate.split)), exp.evaluate.limit).count
+        policies = len(exp.arms()) + 1 + (exp.teacher is not None)
+        return Rows(None if prompts is None else prompts * len(exp.evaluate.temperatures) * policies)
+    return Rows(0, True)  # a report, a choice: files
+
+
+def _requests(stage: Stage, sizes: dict[str, int]) -> int | None:
+    if not sizes:
+        return None
+    draws = [draw for policy in stage.config["policies"].values() for draw in policy["draws"]]
+    return sum(
+        min(sizes.get(d["split"], 0), d["limit"] or sizes.get(d["split"], 0)) * len(d["temperatures"]) * d["samples"]
+        for d in draws
+    )
+
+
+def _scores(responses: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
+    """Every response and the references of its splits."""
+    known = counts[responses.name].count
+    if known is None or not sizes:
+        return Rows(None)
+    splits = {d["split"] for p in responses.config["policies"].values() for d in p["draws"]}
+    return Rows(known + sum(sizes.get(s, 0) for s in splits))
+
+
+def _capped(rows: Rows, limit: int | None) -> Rows:
+    if rows.count is None or limit is None:
+        return Rows(rows.count)
+    return Rows(min(rows.count, limit))
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if value else ""

@@ -1,0 +1,233 @@
+"""Live progress of a run: one line a running stage, whoever reports it (driver, Ray task or train worker)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+REFRESH_SECONDS = 0.5
+PLAIN_SECONDS = 10.0
+#: a remote reporter sends at most so often, and drops reports while so many are unanswered.
+SEND_SECONDS = 0.5
+MAX_PENDING = 50
+
+
+@dataclass
+class Line:
+    """The newest report of one stage."""
+
+    started: float = field(default_factory=time.time)
+    done: float = 0.0
+    total: float = 0.0
+    unit: str = ""
+    notes: dict[str, float | str] = field(default_factory=dict)
+    first: tuple[float, float] | None = None  # (time, done) of the first report: a resumed stage starts above 0
+    printed: float = 0.0
+
+    def update(self, done: float, total: float, unit: str, notes: dict[str, float | str]) -> None:
+        self.done, self.total, self.unit = done, total, unit
+        self.notes = {**self.notes, **notes}
+        self.first = self.first or (time.time(), done)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left at the rate since the first report."""
+        if self.first is None or self.done <= self.first[1] or self.done >= self.total:
+            return None
+        return (self.total - self.done) * (time.time() - self.first[0]) / (self.done - self.first[1])
+
+    def text(self) -> str:
+        parts = [f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"] if self.unit else ["starting"]
+        parts += [f"{_label(k)} {_shown(v)}" for k, v in self.notes.items()]
+        parts.append(f"{_clock(time.time() - self.started)}" + (f", {_clock(self.eta)} left" if self.eta else ""))
+        return "  ".join(parts)
+
+
+class Board:
+    """Context manager: shows the lines, prints what is said above them, takes the log of ``plad_ray``."""
+
+    def __init__(self, console: Console | None = None, verbose: bool = False):
+        self.console = console or Console(highlight=False)
+        self.verbose = verbose
+        self.lines: dict[str, Line] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, daemon=True, name="progress")
+        self._live: Live | None = None
+        self._mailbox: ActorHandle | None = None
+        self._handler = _Handler(self.console, logging.DEBUG if verbose else logging.INFO)
+
+    def __enter__(self) -> Board:
+        logger = logging.getLogger("plad_ray")
+        self._before = (logger.level, logger.propagate)
+        logger.addHandler(self._handler)
+        logger.setLevel(self._handler.level)
+        logger.propagate = False
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+        if self._live is not None:
+            self._live.stop()
+        logger = logging.getLogger("plad_ray")
+        logger.removeHandler(self._handler)
+        logger.level, logger.propagate = self._before
+
+    def reporter(self, stage: str) -> Reporter:
+        """The progress function of ``stage``, whose line starts now."""
+        with self._lock:
+            self.lines[stage] = Line()
+        self.say(f"[bold]{escape(stage)}[/bold] …")
+        return Reporter(self, stage)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def update(self, stage: str, done: float, total: float, unit: str, notes: dict[str, float | str]) -> None:
+        with self._lock:
+            line = self.lines.setdefault(stage, Line())
+            line.update(done, total, unit, notes)
+
+    def mailbox(self) -> ActorHandle | None:
+        """Where other processes leave their reports; made when the first reporter travels. None without Ray."""
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return None
+        with self._lock:
+            if self._mailbox is None:
+                actor = ray.remote(num_cpus=0, max_restarts=0)(Mailbox)
+                self._mailbox = actor.options(max_pending_calls=MAX_PENDING).remote()
+            return self._mailbox
+
+    def _refresh(self) -> None:
+        while not self._stop.wait(REFRESH_SECONDS):
+            self._collect()
+            if self._live is not None:
+                self._live.update(self._table(), refresh=True)
+            else:
+                self._print_plain()
+
+    def _collect(self) -> None:
+        """Read the mailbox; a Ray that is gone or too busy costs a line its news, nothing else."""
+        if self._mailbox is None:
+            return
+        import ray
+
+        try:
+            news: Any = ray.get(self._mailbox.take.remote(), timeout=5)
+        except (ray.exceptions.RayError, RuntimeError, ValueError):
+            return
+        for stage, report in news.items():
+            self.update(stage, *report)
+
+    def _running(self) -> dict[str, Line]:
+        with self._lock:
+            return {n: line for n, line in self.lines.items() if not line.unit or line.done < line.total}
+
+    def _table(self) -> Group:
+        table = Table.grid(padding=(0, 1))
+        for name, line in self._running().items():
+            bar = ProgressBar(total=line.total or None, completed=line.done, width=24, pulse=not line.total)
+            table.add_row(escape(name), bar, escape(line.text()))
+        return Group(table)
+
+    def _print_plain(self) -> None:
+        for name, line in self._running().items():
+            if time.time() - max(line.printed, line.started) >= PLAIN_SECONDS:
+                line.printed = time.time()
+                self.say(escape(f"  {name}: {line.text()}"))
+
+
+class Reporter:
+    """``job.progress`` in the driver. Pickled, it becomes one that sends through the board's mailbox."""
+
+    def __init__(self, board: Board, stage: str):
+        self.board, self.stage = board, stage
+
+    def __call__(self, done: float, total: float, unit: str, **notes: float | str) -> None:
+        self.board.update(self.stage, done, total, unit, notes)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (RemoteReporter, (self.board.mailbox(), self.stage))
+
+
+class RemoteReporter:
+    """``job.progress`` anywhere else: fire and forget, at most every half second, silent when nobody listens."""
+
+    def __init__(self, mailbox: ActorHandle | None, stage: str):
+        self.mailbox, self.stage, self.sent = mailbox, stage, 0.0
+
+    def __call__(self, done: float, total: float, unit: str, **notes: float | str) -> None:
+        now = time.time()
+        if self.mailbox is None or (now - self.sent < SEND_SECONDS and done < total):
+            return
+        self.sent = now
+        import ray
+
+        try:
+            self.mailbox.put.remote(self.stage, (done, total, unit, notes))
+        except (ray.exceptions.RayError, RuntimeError, ValueError):  # overloaded or shut down: progress is no result
+            self.sent = now + 10
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (RemoteReporter, (self.mailbox, self.stage))
+
+
+class Mailbox:
+    """Ray actor: the newest report of each stage since it was last emptied."""
+
+    def __init__(self) -> None:
+        self.news: dict[str, tuple[Any, ...]] = {}
+
+    def put(self, stage: str, report: tuple[Any, ...]) -> None:
+        self.news[stage] = report
+
+    def take(self) -> dict[str, tuple[Any, ...]]:
+        news, self.news = self.news, {}
+        return news
+
+
+class _Handler(logging.Handler):
+    """Log lines above the progress lines: warnings in yellow, infos as they are."""
+
+    def __init__(self, console: Console, level: int):
+        super().__init__(level)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else ""
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        self.console.print(escape(prefix + record.getMessage()), style=style or None, soft_wrap=True)
+
+
+def _label(name: str) -> str:
+    return {"tokens_per_s": "tokens/s"}.get(name, name.replace("_", " "))
+
+
+def _shown(value: float | str) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

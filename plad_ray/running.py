@@ -1,0 +1,139 @@
+"""What ``plad run``, ``plad stage`` and ``plad merge`` do."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from plad_ray import preflight, preview
+from plad_ray.artifacts import Artifact, Store
+from plad_ray.config import Experiment
+from plad_ray.errors import PladError
+from plad_ray.pipeline import Plan, plan
+from plad_ray.stages import Stage, closure, execute, pending
+
+
+def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None:
+    """Run the whole experiment, or the stage ``only`` and what it needs. Raises PladError before any compute."""
+    console = make_console()
+    started = time.time()
+    store = preflight.open_store(exp)
+    whole = plan(exp)
+    targets = whole.targets if only is None else [_named(whole, only)]
+    todo = pending(targets, store)
+    for stage in closure(targets):
+        if stage.artifact(store).finished:
+            stage.artifact(store).check()
+    preflight.check(exp, todo)
+    if dry_run:
+        console.print(preview.table(exp, targets, store))
+        return
+    artifacts = _execute(exp, targets, todo, store, console, verbose)
+    if only is None:
+        _finish(exp, whole, store, console, {s.artifact_name for s in todo}, time.time() - started)
+    else:
+        for name, artifact in artifacts.items():
+            rows = artifact.manifest["rows"]["out"]
+            console.print(f"{name}: {rows} rows, {artifact.path}", soft_wrap=True)
+
+
+def merge(exp: Experiment, arm: str, out: Path) -> Path:
+    """Base and adapter of a finished training run as one model folder."""
+    if arm not in exp.arms():
+        raise PladError(f"--arm {arm}: no such training run; this experiment has {', '.join(exp.arms())}")
+    whole, store = plan(exp), Store(exp.runtime.store)
+    distill = whole.report.inputs[f"train/{arm}"]
+    tuned = whole.stages.get("sft-student")
+    if not distill.artifact(store).finished:
+        raise PladError(f"arm {arm} is not trained yet ({distill.artifact(store).path}); run `plad run` first")
+    from plad_ray.merge.base import merge_adapter
+    from plad_ray.models.policy import resolve
+
+    bases = [tuned.artifact(store)] if tuned is not None else []
+    policy = resolve(exp.student.model, *bases, distill.artifact(store))
+    return merge_adapter(policy, out, exp.student.model.dtype)
+
+
+def make_console() -> Console:
+    """Standard output; in a file or pipe lines are as long as they need to be."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=180)
+
+
+def _execute(
+    exp: Experiment, targets: list[Stage], todo: list[Stage], store: Store, console: Console, verbose: bool
+) -> dict[str, Artifact]:
+    from plad_ray.progress import Board
+
+    capacity = (float("inf"), float("inf"))
+    if todo:  # a run that reuses everything starts no Ray
+        console.print(f"[dim]{len(todo)} of {len(closure(targets))} stages to run; starting Ray …[/dim]")
+        from plad_ray import cluster
+
+        os.environ.setdefault("PYTHONPATH", str(Path.cwd()))  # workers import the user's own modules too
+        cluster.connect(exp.runtime)
+        capacity = cluster.capacity()
+        preflight.check_resources(exp, todo, capacity)
+    with Board(console, verbose) as board:
+        logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
+        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say)
+
+
+def _named(whole: Plan, name: str) -> Stage:
+    if name not in whole.stages:
+        close = difflib.get_close_matches(name, list(whole.stages), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise PladError(f"no stage {name}; {hint}stages: {', '.join(whole.stages)}")
+    return whole.stages[name]
+
+
+def _finish(exp: Experiment, whole: Plan, store: Store, console: Console, ran: set[str], seconds: float) -> None:
+    """The result a person can act on: table, seconds by stage, where the report and the adapters lie."""
+    evaluation = whole.stages.get("evaluate")
+    if evaluation is not None:
+        from plad_ray.report.terminal import render
+
+        console.print(render(store.read_json(evaluation.artifact(store).file("files/metrics.json"))))
+    console.print(_times(whole, store, ran))
+    console.print(f"{'all stages reused' if not ran else 'done'} in {seconds:.0f} s")
+    for arm in exp.arms():
+        adapter = whole.report.inputs[f"train/{arm}"].artifact(store)
+        console.print(f"adapter {arm}: {escape(adapter.path)}/files", soft_wrap=True)
+    for path in _copy_report(exp, whole.report.artifact(store), store):
+        console.print(f"report: {escape(path)}", soft_wrap=True, style="bold")
+
+
+def _times(whole: Plan, store: Store, ran: set[str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, stage in whole.stages.items():
+        artifact = stage.artifact(store)
+        if artifact.finished:
+            manifest: dict[str, Any] = artifact.manifest
+            took = f"{manifest['seconds']:.1f} s" if artifact.name in ran else "reused"
+            table.add_row(f"  {name}", took, f"{manifest['rows']['out']} rows", style="dim")
+    return table
+
+
+def _copy_report(exp: Experiment, report: Artifact, store: Store) -> list[str]:
+    """Put the report where its name says what it is; returns the paths."""
+    paths = []
+    for ending in ("html", "md"):
+        source, target = report.file(f"files/report.{ending}"), f"{exp.name}/report.{ending}"
+        if not store.exists(source):
+            continue
+        if store.local:
+            Path(store.path(target)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(store.path(source), store.path(target))
+        else:
+            store.write_bytes(target, store.read_bytes(source))
+        paths.append(store.path(target))
+    return paths

@@ -1,0 +1,243 @@
+"""Bad input: one clear message and exit code 2, before any compute (or, for rows, at the row in the prompts stage)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import save_tiny_model
+from test_config import EXPERIMENT
+from typer.testing import CliRunner
+
+from plad_ray import preflight
+from plad_ray.artifacts import Store
+from plad_ray.cli import app
+from plad_ray.config import load
+from plad_ray.errors import PladError
+from plad_ray.pipeline import plan
+from plad_ray.stages import execute
+
+ROWS = [{"question": f"w{i} w{i + 1}", "answer": f" w{i}"} for i in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch):
+    """Whatever is checked here must be refused before Ray starts."""
+
+    def started(*_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("plad_ray.cluster.connect", started)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    small = save_tiny_model(folder / "small", seed=1)
+    return {
+        "large": save_tiny_model(folder / "large"),
+        "small": small,
+        "copy": Path(shutil.copytree(small, folder / "copy")),
+        "narrow": save_tiny_model(folder / "narrow", hidden_size=32, num_attention_heads=2, num_key_value_heads=2),
+        "neo": save_tiny_model(folder / "neo", "gpt_neo", num_layers=2, attention_types=[[["global"], 2]]),
+    }
+
+
+@pytest.fixture
+def files(tmp_path, models):
+    """Write an experiment on local files and pretrained models; ``plad(overrides)`` runs it."""
+
+    def write(rows: list[Any] | bytes = ROWS, **changes: Any) -> Path:
+        content = rows if isinstance(rows, bytes) else "".join(json.dumps(r) + "\n" for r in rows).encode()
+        (tmp_path / "data.jsonl").write_bytes(content)
+        experiment: dict[str, Any] = {
+            "name": "bad",
+            "data": {
+                "source": "files",
+                "path": str(tmp_path / "data.jsonl"),
+                "columns": {"prompt": "question", "reference": "answer"},
+            },
+            "teacher": {"model": {"path": str(models["large"]), "max_length": 64}},
+            "student": {"model": {"path": str(models["small"]), "max_length": 64}},
+            "generate": {"max_tokens": 8},
+            "runtime": {"store": str(tmp_path / "runs")},
+        }
+        file = tmp_path / "exp.yaml"
+        file.write_text(yaml.safe_dump(experiment | changes))
+        return file
+
+    return write
+
+
+def refused(file: Path, *overrides: str) -> str:
+    """The message of `plad run`, which must be the only thing it says."""
+    result = CliRunner().invoke(app, ["run", str(file), *overrides], catch_exceptions=False)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.output
+    return result.stderr
+
+
+def refused_row(file: Path, *overrides: str) -> str:
+    """The message of the prompts stage, which reads every row before any model is touched."""
+    exp = load(file, overrides)
+    with pytest.raises(PladError) as error:
+        execute([plan(exp).stages["prompts"]], Store(exp.runtime.store), exp.runtime, say=lambda _: None)
+    return str(error.value)
+
+
+def test_the_experiment_itself_is_fine(files):
+    exp = load(files())
+    preflight.check(exp, list(plan(exp).stages.values()))
+    store = Store(exp.runtime.store)
+    execute([plan(exp).stages["prompts"]], store, exp.runtime, say=lambda _: None)
+    assert plan(exp).stages["prompts"].artifact(store).manifest["rows"]["out"] == len(ROWS)
+
+
+BEFORE = [
+    ("missing data file", ["data.path=absent.jsonl"], ["data.path", "absent.jsonl", "does not exist"]),
+    ("wrong type", ["distill.batch_size=many"], ["distill.batch_size", "many"]),
+    ("unknown objective", ["distill.objective.name=ppo"], ["unknown objective", "ppo", "plad_rank"]),
+    ("unknown key", ["studnt.model.path=x"], ["studnt", "did you mean student?"]),
+    ("missing model folder", ["teacher.model.path=/no/such/model"], ["/no/such/model", "no such folder"]),
+    ("LoRA rank", ["distill.lora.r=1024"], ["rank 1024", "512"]),
+    ("response longer than the context", ["generate.max_tokens=64"], ["max_tokens 64", "max_length 64"]),
+    ("context longer than the model's", ["student.model.max_length=4096"], ["student", "4096", "256"]),
+    ("end token", ["student.model.eos_token=<stop>"], ["student", "<stop>", "vocabulary"]),
+    ("stop token", ["student.model.stop_token_ids=[999]"], ["student", "999"]),
+    ("chat template", ["teacher.model.template=chat"], ["teacher", "chat template", "plain"]),
+    ("4-bit without GPU", ["student.model.load_in_4bit=true"], ["student", "load_in_4bit", "bitsandbytes"]),
+    ("unknown scorer", ["scorer.name=bleu"], ["unknown scorer", "bleu", "rouge"]),
+    ("scorer's module", ["scorer.name=no_such:f"], ["no_such"]),
+    ("classifier without a model", ["scorer.name=classifier"], ["scorer.model"]),
+    ("adapter", ["student.model.adapter=/no/adapter"], ["/no/adapter", "adapter_config.json"]),
+    ("temperature 0 on both sides of one model", ["pairs.chosen={policy: student, temperature: 0.7}"], ["same text"]),
+    (
+        "temperature that nobody generates",
+        ["pairs.chosen={policy: teacher, temperature: 0.1}"],
+        ["0.1", "temperatures"],
+    ),
+    ("engine argument that is identity", ["runtime.student.engine_kwargs.seed=1"], ["engine_kwargs.seed"]),
+    ("unknown store", ["runtime.store=ftp://x/y"], ["runtime.store", "s3://"]),
+    ("no experiment", ["data=null"], ["data"]),
+    ("imported responses", ["data.responses=absent.jsonl"], ["data.responses", "absent.jsonl", "does not exist"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [b[1:] for b in BEFORE], ids=[b[0] for b in BEFORE])
+def test_refused_before_anything_runs(files, overrides, expected):
+    message = refused(files(), *overrides)
+    assert all(part in message for part in expected), message
+
+
+ROW = [
+    ("missing column", [{"q": "a"}], ["line 1", "question", "columns there are: q"]),
+    ("prompt of a wrong type", [*ROWS, {"question": 3, "answer": "x"}], ["line 31", "question", "int 3"]),
+    ("empty prompt", [*ROWS, {"question": " ", "answer": "x"}], ["line 31", "empty"]),
+    ("missing reference", [*ROWS, {"question": "a", "answer": None}], ["line 31", "reference is missing"]),
+    ("empty dataset", b"", ["no rows"]),
+    ("not UTF-8", b'{"question": "a", "answer": "b"}\n{"question": "\xff"}\n', ["line 2", "UTF-8"]),
+    ("broken JSON", b'{"question": "a", "answer": "b"}\n{"question"\n', ["line 2", "broken JSON"]),
+    ("no object", b"[1, 2]\n", ["line 1", "object"]),
+    ("too few rows", ROWS[:2], ["cannot fill the splits"]),
+]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [b[1:] for b in ROW], ids=[b[0] for b in ROW])
+def test_refused_at_the_row(files, rows, expected):
+    message = refused_row(files(rows))
+    assert all(part in message for part in expected), message
+
+
+def test_duplicate_ids(files):
+    rows = [{**row, "id": i % 29} for i, row in enumerate(ROWS)]
+    message = refused_row(files(rows), "data.columns.prompt_id=id")
+    assert "line 30" in message and "seen before at" in message and "line 1" in message
+
+
+def test_head_size_that_vllms_cpu_attention_lacks(files, models):
+    message = refused(files(), f"student.model.path={models['narrow']}")
+    assert "student" in message and "head size 16" in message and "engine: transformers" in message
+    exp = load(files(), [f"student.model.path={models['narrow']}", "student.engine=transformers"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+
+
+def test_head_size_of_a_model_from_scratch(tmp_path):
+    file = tmp_path / "exp.yaml"
+    file.write_text(yaml.safe_dump({**EXPERIMENT, "runtime": {"store": str(tmp_path / "runs")}}))
+    assert "head size 24" in refused(file, "teacher.model.scratch.config.hidden_size=48")
+    assert "no 'hiden'" in refused(file, "teacher.model.scratch.config.hiden=48")
+    assert "model_type 'lama'" in refused(file, "teacher.model.scratch.model_type=lama")
+
+
+def test_architecture_that_vllm_does_not_serve(files, models):
+    message = refused(files(), f"teacher.model.path={models['neo']}")
+    assert "gpt_neo" in message and "engine: transformers" in message
+
+
+def test_teacher_equals_student_under_another_name(files, models):
+    message = refused(files(), f"teacher.model.path={models['copy']}")
+    assert "teacher and student are the same model" in message
+
+
+@pytest.mark.parametrize(
+    ("removed", "added", "expected"),
+    [
+        ("config.json", None, "config.json"),
+        ("tokenizer.json", None, "tokenizer"),
+        ("model.safetensors", None, "no weights"),
+        ("model.safetensors", "pytorch_model.bin", "pickled"),
+    ],
+)
+def test_incomplete_model_folders(files, models, tmp_path, removed, added, expected):
+    folder = Path(shutil.copytree(models["small"], tmp_path / "incomplete"))
+    (folder / removed).unlink()
+    if added:
+        (folder / added).write_bytes(b"")
+    message = refused(files(), f"student.model.path={folder}")
+    assert str(folder) in message and expected in message
+
+
+def test_adapter_for_another_base(files, models, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    note = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": str(models["large"]), "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(note))
+    message = refused(files(), f"student.model.adapter={adapter}")
+    assert "adapter for another base" in message and str(models["small"]) in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_store_without_permission(files, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "not writable" in refused(files(), f"runtime.store={tmp_path / 'closed' / 'runs'}")
+
+
+def test_store_below_a_file(files, tmp_path):
+    (tmp_path / "file").write_text("x")
+    message = refused(files(), f"runtime.store={tmp_path / 'file' / 'runs'}")
+    assert "runtime.store" in message and "not writable" in message
+
+
+def test_corrupted_artifact(files):
+    file = files()
+    exp = load(file)
+    stage, store = plan(exp).stages["prompts"], Store(exp.runtime.store)
+    execute([stage], store, exp.runtime, say=lambda _: None)
+    name = next(n for n in store.files(stage.artifact_name) if n.startswith("rows/"))
+    store.write_bytes(f"{stage.artifact_name}/{name}", b"PAR1")
+    message = refused(file)
+    assert "is corrupted" in message and name in message and "delete the folder" in message
+
+
+def test_more_gpus_than_the_cluster_has(files):
+    exp = load(files(), ["runtime.teacher.gpus=2", "runtime.train.gpus_per_worker=1"])
+    stages = plan(exp).stages
+    with pytest.raises(PladError, match=r"responses asks for 2 GPUs and the Ray cluster has 1; lower runtime\.student"):
+        preflight.check_resources(exp, [stages["responses"]], (8, 1))
+    with pytest.raises(PladError, match=r"distill asks for 1 GPUs .* runtime\.train\.gpus_per_worker"):
+        preflight.check_resources(exp, [stages["distill"]], (8, 0))
