@@ -1,0 +1,62 @@
+"""A deterministic engine without a model, for tests of everything around engines.
+
+``engine_kwargs``: ``seconds`` a block takes, ``fail`` (prompt_ids whose requests fail). A response repeats prompt tokens
+in an order drawn from the request's seed; one in eight is cut at ``max_tokens``.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from plad_ray.generate.pools import EnginePool
+from plad_ray.generate.tasks import ANSWER
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+def check(pool: EnginePool) -> None:
+    """Nothing can be wrong."""
+
+
+def branch(requests: Dataset, pool: EnginePool) -> Dataset:
+    """Requests of one pool to ANSWER rows."""
+    from ray.data import ActorPoolStrategy
+
+    return requests.map_batches(
+        FakeEngine,
+        fn_constructor_args=(pool,),
+        batch_format="pyarrow",
+        batch_size=pool.runtime.batch_size,
+        compute=ActorPoolStrategy(size=pool.runtime.replicas),
+        num_cpus=pool.runtime.cpus,
+    )
+
+
+class FakeEngine:
+    """Ray Data actor."""
+
+    def __init__(self, pool: EnginePool):
+        self.pool = pool
+
+    def __call__(self, block: Any) -> Any:
+        import pyarrow as pa
+
+        time.sleep(self.pool.runtime.engine_kwargs.get("seconds", 0))
+        return pa.Table.from_pylist([self._answer(row) for row in block.to_pylist()], schema=ANSWER)
+
+    def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["prompt_id"] in self.pool.runtime.engine_kwargs.get("fail", ()):
+            return {**row, "error": f"RuntimeError: fake failure of {row['prompt_id']}"}
+        return {**row, "ids": fake_ids(self.pool, row)}
+
+
+def fake_ids(pool: EnginePool, row: dict[str, Any]) -> list[int]:
+    """Generated ids of a request; greedy requests of one prompt agree."""
+    draw = random.Random(row["seed"] if row["temperature"] > 0 else row["prompt_id"])
+    long = draw.random() < 1 / 8
+    length = pool.generate.max_tokens if long else draw.randrange(1, pool.generate.max_tokens)
+    ids = draw.choices(row["prompt_token_ids"], k=length)
+    return ids if long else [*ids[:-1], pool.eos(row["policy"])[0]]

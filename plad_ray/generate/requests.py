@@ -1,0 +1,127 @@
+"""The request table: one immutable row per (policy, prompt, temperature, sample), built before any engine starts.
+
+``rid`` is ``<prompt_id>:<policy>:<temperature>:<sample>``; which weights a policy has is in the artifact's digest.
+``seed`` is the first 31 bits of ``sha256("plad-request/1|<seed>|<role>|<prompt_id>|<temperature>|<sample>")``: it holds the
+role, not the policy, so the distilled students of a comparison draw the same random numbers (paired comparison).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+from plad_ray.artifacts import Artifact
+from plad_ray.errors import PladError
+from plad_ray.generate.pools import EnginePool
+from plad_ray.generate.tasks import BLOCKS_PER_FILE, write_requests
+from plad_ray.models.tokens import encode_prompt
+
+
+def temperature_text(temperature: float) -> str:
+    """Shortest stable text of a temperature: 0.7 → ``0.7``, 1.0 → ``1``."""
+    return f"{temperature:.12g}"
+
+
+def request_id(prompt_id: str, policy: str, temperature: float, sample: int) -> str:
+    return f"{prompt_id}:{policy}:{temperature_text(temperature)}:{sample}"
+
+
+def request_seed(seed: int, role: str, prompt_id: str, temperature: float, sample: int) -> int:
+    """A number in [0, 2³¹) that depends on nothing but its arguments, on every machine and in every version."""
+    text = f"plad-request/1|{seed}|{role}|{prompt_id}|{temperature_text(temperature)}|{sample}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def pool_requests(
+    prompts: Artifact, pool: EnginePool, draws: Mapping[str, list[dict[str, Any]]], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Every request of ``pool``, those of one prompt side by side (engines reuse the prefix).
+
+    ``draws`` lists by policy what is drawn: ``split``, ``temperatures``, ``samples``, ``limit`` (first prompts of the
+    split). Raises PladError for a split without prompts, a repeated prompt_id, or a prompt that leaves no room for
+    ``generate.max_tokens``.
+    """
+    columns = ["prompt_id", "split", "prompt", "messages"]
+    splits = list(dict.fromkeys(draw["split"] for policy_draws in draws.values() for draw in policy_draws))
+    for split in splits:
+        rows = (row for row in prompts.rows(columns) if row["split"] == split)
+        count, seen = 0, set()
+        for count, row in enumerate(rows, start=1):
+            if row["prompt_id"] in seen:
+                raise PladError(f"prompt_id {row['prompt_id']!r} is there twice in split {split} of {prompts.path}")
+            seen.add(row["prompt_id"])
+            yield from _prompt_requests(row, count - 1, split, pool, draws, seed)
+        if count == 0:
+            raise PladError(f"split {split} of {prompts.path} has no prompts to generate for")
+
+
+def _prompt_requests(
+    row: dict[str, Any],
+    index: int,
+    split: str,
+    pool: EnginePool,
+    draws: Mapping[str, list[dict[str, Any]]],
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    encoded: dict[int, list[int]] = {}
+    for policy, policy_draws in draws.items():
+        wanted = {
+            (float(temperature), sample): None
+            for draw in policy_draws
+            if draw["split"] == split and (draw["limit"] is None or index < draw["limit"])
+            for temperature in draw["temperatures"]
+            for sample in range(draw["samples"])
+        }
+        tokenizer = pool.tokenizer(policy)
+        if wanted and id(tokenizer) not in encoded:
+            encoded[id(tokenizer)] = prompt_ids(row, tokenizer, pool)
+        for temperature, sample in wanted:
+            yield {
+                "rid": request_id(row["prompt_id"], policy, temperature, sample),
+                "policy": policy,
+                "prompt_id": row["prompt_id"],
+                "split": split,
+                "temperature": temperature,
+                "sample": sample,
+                "seed": request_seed(seed, pool.role, row["prompt_id"], temperature, sample),
+                "prompt_token_ids": encoded[id(tokenizer)],
+                "num_prompt_tokens": len(encoded[id(tokenizer)]),
+                "verify": False,
+            }
+
+
+def prompt_ids(row: Mapping[str, Any], tokenizer: Any, pool: EnginePool) -> list[int]:
+    """Token ids of a prompt row. Raises PladError when they and the response do not fit ``model.max_length``."""
+    ids = encode_prompt(tokenizer, row, pool.model)
+    room, max_tokens = pool.model.max_length, pool.generate.max_tokens
+    if len(ids) + max_tokens > room:
+        raise PladError(
+            f"prompt {row['prompt_id']!r} has {len(ids)} tokens; with generate.max_tokens {max_tokens} that exceeds "
+            f"{pool.role}.model.max_length {room}. Raise {pool.role}.model.max_length, set "
+            f"{pool.role}.model.max_prompt_tokens to at most {room - max_tokens} to cut prompts on the left, or set "
+            "data.max_prompt_chars to drop long ones"
+        )
+    return ids
+
+
+def mark_verified(requests: Iterable[dict[str, Any]], policies: Iterable[str], each: int) -> Iterator[dict[str, Any]]:
+    """Set ``verify`` on the first ``each`` requests of every policy of ``policies``."""
+    left = dict.fromkeys(policies, each)
+    for request in requests:
+        if left.get(request["policy"], 0) > 0:
+            left[request["policy"]] -= 1
+            request = {**request, "verify": True}
+        yield request
+
+
+def write(requests: Iterable[dict[str, Any]], out: Artifact, folder: str, rows_per_block: int) -> int:
+    """Stream requests to files of blocks under ``folder`` of ``out``; how many there were."""
+    total = 0
+    size = BLOCKS_PER_FILE * rows_per_block
+    for number, group in groupby(enumerate(requests), key=lambda item: item[0] // size):
+        rows = [row for _, row in group]
+        write_requests(out, folder, number, rows, rows_per_block)
+        total += len(rows)
+    return total

@@ -1,0 +1,105 @@
+"""The row contract behind every engine: generated ids become a response row, or a failure becomes an error row."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from plad_ray import records
+from plad_ray.generate.pools import EnginePool
+from plad_ray.models.tokens import decode, encode_response
+
+#: What verification reads: the ids the engine was given and sampled (with EOS), and the log-prob it gave each sample.
+SAMPLED = pa.struct(
+    [("prompt_ids", pa.list_(pa.int32())), ("ids", pa.list_(pa.int32())), ("logprobs", pa.list_(pa.float64()))]
+)
+#: A finished request in a part file: a response, or an ``error`` and empty text. ``sampled`` where a request asked.
+PART = pa.schema([*records.RESPONSE, pa.field("error", pa.string()), pa.field("sampled", SAMPLED)])
+
+
+def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """PART row of an engine's answer (an ANSWER row, or what ray.data.llm makes of a row that failed).
+
+    ``pools`` by policy.
+    """
+    names = ("rid", "policy", "prompt_id", "split", "temperature", "sample", "num_prompt_tokens")
+    common = {name: answer[name] for name in names}
+    error = answer.get("__inference_error__") or answer.get("error")
+    if error:
+        empty = {"text": "", "token_ids": [], "finish_reason": None, "num_tokens": 0, "num_reasoning_tokens": 0}
+        return {**common, **empty, "error": str(error), "sampled": None}
+    policy, ids, sampled = answer["policy"], answer["ids"], None
+    if answer["verify"]:
+        sampled = {"prompt_ids": answer["prompt_token_ids"], "ids": ids, "logprobs": answer["logprobs"]}
+    pool = pools[policy]
+    settings = pool.generate
+    text, kept, reason, reasoning = finish(
+        ids, pool.tokenizer(policy), pool.eos(policy), settings.stop, settings.strip_reasoning
+    )
+    return {
+        **common,
+        "text": text,
+        "token_ids": kept,
+        "finish_reason": reason,
+        "num_tokens": len(kept),
+        "num_reasoning_tokens": reasoning,
+        "error": None,
+        "sampled": sampled,
+    }
+
+
+def finish(
+    ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    eos: tuple[int, ...],
+    stop: tuple[str, ...] = (),
+    reasoning: tuple[str, str] | None = None,
+) -> tuple[str, list[int], str, int]:
+    """(text, token ids without EOS, finish reason, reasoning tokens) of generated ``ids``.
+
+    ``stop`` cuts the text at the first of its strings. ``reasoning`` marks a block that is cut out; one that never closes
+    leaves nothing, since the answer never came.
+    """
+    ended = bool(ids) and ids[-1] in eos
+    kept = list(ids[:-1] if ended else ids)
+    reason = "stop" if ended else "length"
+    thought = 0
+    if reasoning is not None:
+        cut = _reasoning_end(kept, tokenizer, *reasoning)
+        if cut is None:
+            return "", [], "length", len(kept)
+        thought, kept = cut, kept[cut:]
+    text = decode(tokenizer, kept)
+    wanted = text.lstrip() if thought else text
+    places = [place for place in (wanted.find(mark) for mark in stop) if place >= 0]
+    if places:
+        wanted, reason = wanted[: min(places)], "stop"
+    if wanted != text:
+        kept = _ids_of(wanted, kept, tokenizer)
+    return wanted, kept, reason, thought
+
+
+def _reasoning_end(ids: list[int], tokenizer: PreTrainedTokenizerBase, opening: str, closing: str) -> int | None:
+    """How many ids the reasoning block takes (0: there is none; None: it does not close). A block may begin in the
+    prompt: templates that open it there leave only the closing mark in the response."""
+    whole = _raw(ids, tokenizer)
+    if closing not in whole:
+        return None if opening in whole else 0
+    return bisect_left(range(len(ids) + 1), True, key=lambda n: closing in _raw(ids[:n], tokenizer))
+
+
+def _raw(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Text with special tokens, as the marks are often special."""
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _ids_of(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The first ids that decode to ``text``, else (a token straddles the cut) its own tokens."""
+    length = bisect_left(range(len(ids) + 1), True, key=lambda n: len(decode(tokenizer, ids[:n])) >= len(text))
+    if length <= len(ids) and decode(tokenizer, ids[:length]) == text:
+        return ids[:length]
+    return encode_response(tokenizer, text, None)

@@ -1,0 +1,254 @@
+"""The generate stage: every policy, temperature and sample in one Ray Data execution, exactly once.
+
+requests ─► those without a response ─► one branch an engine pool ─► union ─► part files ─► rows/ and errors/
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from plad_ray.artifacts import Artifact
+from plad_ray.cluster import connect
+from plad_ray.errors import PladError
+from plad_ray.generate import fake_engine, parts, requests, transformers_engine, verify, vllm_engine
+from plad_ray.generate.pools import EnginePool, build_pools
+from plad_ray.generate.tasks import ONE_TASK, read_requests
+from plad_ray.stages import Job, Outcome
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+#: An engine module has ``check(pool)`` and ``branch(requests, pool)``.
+ENGINES: dict[str, ModuleType] = {"vllm": vllm_engine, "transformers": transformers_engine, "fake": fake_engine}
+
+
+@dataclass
+class Work:
+    """Requests in all, those left by pool name, and where the files of the latter lie."""
+
+    total: int = 0
+    left: dict[str, int] = field(default_factory=dict)
+    folder: str = ""
+
+    @property
+    def done(self) -> int:
+        return self.total - sum(self.left.values())
+
+
+def run(job: Job) -> Outcome:
+    """RESPONSE rows in ``rows/``, ERROR rows in ``errors/``. ``parts._generate`` makes its config and inputs.
+
+    Raises PladError for what cannot be served or does not fit, for an engine that fails or serves an adapter wrongly, and
+    when more than ``generate.max_error_fraction`` of the requests fail.
+    """
+    pools = build_pools(job)
+    for pool in pools:
+        ENGINES[pool.engine].check(pool)
+    work = plan(job, pools)
+    started = time.time()
+    generated = Tally()
+    connect(job.runtime)
+    verifier = Verifier(job, pools)
+    if work.done < work.total:
+        generated = execute(job, pools, work, verifier)
+    checks = verifier.finish()
+    seconds = time.time() - started
+    count, errors, policies = parts.publish(job.out, work.total)
+    refuse_errors(job, errors, work.total)
+    failed = sum(errors.values())
+    metrics = outcome_metrics(policies, generated, seconds) | ({"verified": checks} if checks else {})
+    return Outcome(work.total, count, {"error": failed} if failed else {}, metrics)
+
+
+def plan(job: Job, pools: list[EnginePool]) -> Work:
+    """Write the requests that have no response yet, a folder for each pool. Raises PladError for what does not fit."""
+    done, work = parts.succeeded(job.out), Work(folder=f"work/remaining-{uuid.uuid4().hex[:8]}")
+    for stale in {name.partition("/")[0] for name in job.out.store.files(job.out.file("work"))}:
+        if stale.startswith("remaining-"):
+            job.out.store.delete(job.out.file(f"work/{stale}"))
+    for pool in pools:
+        draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
+        every = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
+        verified = pool.adapters if job.runtime.verify_engine and pool.engine != "fake" else {}
+        every = requests.mark_verified(every, verified, verify.ROWS)
+        tally = Counter[str]()
+        left = parts.remaining(every, done, tally)
+        work.left[pool.name] = requests.write(left, job.out, f"{work.folder}/{pool.name}", pool.runtime.batch_size)
+        work.total += tally["total"]
+    return work
+
+
+@dataclass
+class Tally:
+    """What the part files of this run hold."""
+
+    rows: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    engines_ready: float | None = None  # seconds until the first block came back
+    seconds: float = 0.0
+
+    def add(self, summary: dict[str, Any], since: float) -> None:
+        if self.engines_ready is None:
+            self.engines_ready = time.time() - since
+        self.rows += summary["rows"]
+        self.tokens.update(summary["tokens"])
+        self.errors.update(summary["errors"])
+        self.seconds = time.time() - since
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second since the run began."""
+        return sum(self.tokens.values()) / max(self.seconds, 1e-6)
+
+
+def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier) -> Tally:
+    """Generate what is left into part files. Raises PladError as soon as too many requests have failed."""
+    import ray
+
+    started, tally = time.time(), Tally()
+    job.progress(work.done, work.total, "rows", engines="starting")
+    summaries = _summaries(dataset(job, pools, work))
+    try:
+        for summary in summaries:
+            tally.add(summary, started)
+            done = min(work.total, work.done + tally.rows)
+            job.progress(done, work.total, "rows", tokens_per_s=round(tally.rate, 1))
+            if sum(tally.errors.values()) > job.config["generate"]["max_error_fraction"] * work.total:
+                refuse_errors(job, tally.errors, work.total)
+            verifier.poll(summary["sampled"])
+    except ray.exceptions.RayError as error:
+        raise PladError(f"{job.stage}: generation failed: {_cause(error)}") from error
+    finally:
+        summaries.close()
+    return tally
+
+
+def dataset(job: Job, pools: list[EnginePool], work: Work) -> Dataset:
+    """The lazy execution: a branch for each pool that has requests left, joined before the writer."""
+    from ray.data import ActorPoolStrategy
+
+    branches = []
+    for pool in pools:
+        if work.left[pool.name] == 0:
+            continue
+        rows = _blocks(job.out, f"{work.folder}/{pool.name}", work.left[pool.name], pool.runtime.batch_size)
+        branches.append(ENGINES[pool.engine].branch(rows, pool))
+    joined = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
+    return joined.map_batches(
+        parts.WritePart,
+        fn_constructor_args=(job.out, pools),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ActorPoolStrategy(size=1),
+        num_cpus=0.25,
+    )
+
+
+def _blocks(out: Artifact, folder: str, requests: int, rows_per_block: int) -> Dataset:
+    """The request files as blocks of one engine batch. A block is what a kill can lose; a Parquet read would make one
+    block of all the files, and a repartition of it is one more operator with its processes."""
+    from ray.data import range as ray_range
+
+    blocks = -(-requests // rows_per_block)
+    numbers = ray_range(blocks, override_num_blocks=blocks, concurrency=1)
+    reader = {"out": out, "folder": folder}
+    return numbers.map_batches(
+        read_requests, fn_kwargs=reader, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, **ONE_TASK
+    )
+
+
+def _summaries(rows: Dataset) -> Iterator[dict[str, Any]]:
+    for row in rows.iter_rows():
+        yield json.loads(row["summary"])
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message of an error that came through Ray."""
+    while getattr(error, "cause", None) is not None or error.__cause__ is not None:
+        error = getattr(error, "cause", None) or error.__cause__  # type: ignore[assignment]
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+
+
+def refuse_errors(job: Job, errors: Counter[str], total: int) -> None:
+    """PladError quoting the most frequent error when more than the allowed fraction of requests failed."""
+    failed, allowed = sum(errors.values()), job.config["generate"]["max_error_fraction"]
+    if failed > allowed * total:
+        message, count = errors.most_common(1)[0]
+        raise PladError(
+            f"{job.stage}: {failed} of {total} requests failed, above generate.max_error_fraction {allowed:g}; the most "
+            f"frequent error ({count} times): {message}"
+        )
+
+
+class Verifier:
+    """Checks each adapter as soon as the verification requests of its policy have come back."""
+
+    def __init__(self, job: Job, pools: list[EnginePool]):
+        self.job = job
+        wanted = job.runtime.verify_engine
+        served = {n: p for p in pools if wanted and p.engine != "fake" for n in p.adapters}
+        self.pools: dict[str, EnginePool] = served
+        self.running: dict[Any, str] = {}
+        self.found: dict[str, dict[str, float]] = {}
+
+    def poll(self, news: bool) -> None:
+        """Start what can start, raise what has failed; never waits."""
+        if news:
+            self._start(complete=True)
+        self._collect(timeout=0)
+
+    def finish(self) -> dict[str, dict[str, float]]:
+        """Wait for all of them: the measured differences by policy."""
+        self._start(complete=False)
+        self._collect(timeout=None)
+        return self.found
+
+    def _start(self, complete: bool) -> None:
+        import ray
+
+        open_ = [name for name in self.pools if name not in self.found and name not in self.running.values()]
+        for name, samples in parts.sampled(self.job.out, open_).items():
+            if not samples or (complete and len(samples) < verify.ROWS):
+                continue
+            pool = self.pools[name]
+            gpus = pool.runtime.gpus if pool.model.load_in_4bit else 0
+            task = ray.remote(num_cpus=0.5, num_gpus=gpus)(verify.measure)
+            arguments = (pool.policies[name], pool.model.dtype, samples, pool.model.load_in_4bit)
+            self.running[task.remote(*arguments)] = name
+
+    def _collect(self, timeout: float | None) -> None:
+        import ray
+
+        while self.running:
+            ready, _ = ray.wait(list(self.running), num_returns=1, timeout=timeout)
+            if not ready:
+                return
+            name = self.running.pop(ready[0])
+            self.found[name] = ray.get(ready[0])
+            try:
+                verify.judge(name, self.pools[name], self.found[name])
+            except PladError:
+                self.job.out.store.delete(self.job.out.file(parts.FOLDER))  # what it generated is worth nothing
+                raise
+
+
+def outcome_metrics(policies: dict[str, Any], generated: Tally, seconds: float) -> dict[str, Any]:
+    """JSON metrics: totals by policy over all runs, speed of this one."""
+    return {
+        "tokens": {name: entry["tokens"] for name, entry in policies.items()},
+        "prompt_tokens": {name: entry["prompt_tokens"] for name, entry in policies.items()},
+        "truncated": {name: entry["truncated"] / max(1, entry["rows"]) for name, entry in policies.items()},
+        "generated_rows": generated.rows,
+        "seconds": round(seconds, 3),
+        "engine_start_seconds": None if generated.engines_ready is None else round(generated.engines_ready, 3),
+        "tokens_per_s": round(generated.rate, 1),
+    }

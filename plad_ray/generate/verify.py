@@ -1,0 +1,91 @@
+"""Does an engine really serve the adapter it was given, and with the trainer's arithmetic?
+
+The first few requests of every policy with an adapter bring back the log-prob of each token the engine sampled. They are
+compared with a plain transformers forward of base + adapter and of the bare base, in float32 where the model is float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plad_ray.errors import PladError
+from plad_ray.generate.pools import EnginePool
+from plad_ray.models.policy import Policy
+
+#: verified requests a policy
+ROWS = 4
+#: allowed |engine − transformers| a token in nats: the largest in float32, the mean in bfloat16 (8 bits of mantissa:
+#: single rare tokens differ by more)
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+def measure(policy: Policy, dtype: str, samples: list[dict[str, Any]], four_bit: bool = False) -> dict[str, float]:
+    """Differences between the engine's log-probs and those of transformers, in nats a token.
+
+    ``samples``: ``prompt_ids``, ``ids``, ``logprobs``. Returns ``max`` and ``mean`` |engine − adapter|, ``base`` (mean
+    |engine − base|), ``effect`` (largest |adapter − base|), ``zero`` (1 when every LoRA product is exactly zero).
+    """
+    import torch
+
+    from plad_ray.models.load import load_model
+
+    model: Any = load_model(policy, dtype, four_bit=four_bit)
+    gaps, base_gaps, effects = [], [], []
+    for sample in samples:
+        engine = torch.tensor(sample["logprobs"], dtype=torch.float64)
+        adapted = _logprobs(model, sample)
+        with model.disable_adapter():
+            bare = _logprobs(model, sample)
+        gaps.append((engine - adapted).abs())
+        base_gaps.append((engine - bare).abs())
+        effects.append((adapted - bare).abs())
+    gap, base_gap, effect = torch.cat(gaps), torch.cat(base_gaps), torch.cat(effects)
+    return {
+        "max": gap.max().item(),
+        "mean": gap.mean().item(),
+        "base": base_gap.mean().item(),
+        "effect": effect.max().item(),
+        "zero": float(_is_zero(model)),
+        "tokens": float(len(gap)),
+    }
+
+
+def judge(name: str, pool: EnginePool, found: dict[str, float]) -> None:
+    """PladError with the numbers when the engine does not act as the adapter says."""
+    dtype = pool.model.dtype
+    folder = pool.adapters[name]
+    numbers = (
+        f"on {found['tokens']:.0f} tokens |engine − (base + adapter)| is {found['max']:.2e} at most, {found['mean']:.2e} in "
+        f"the mean; |engine − base| {found['base']:.2e} in the mean; |adapter − base| {found['effect']:.2e} at most"
+    )
+    if found["effect"] == 0 and not found["zero"]:
+        raise PladError(f"policy {name}: adapter {folder} does not act: it has weights, but {numbers}")
+    measured = found["max" if dtype == "float32" else "mean"]
+    if not measured <= TOLERANCE[dtype]:  # not: NaN is no agreement either
+        raise PladError(
+            f"policy {name}: engine {pool.engine} and transformers disagree about adapter {folder} (allowed in {dtype}: "
+            f"{TOLERANCE[dtype]:g}): {numbers}. Generated text would not be the trained model's; "
+            "runtime.verify_engine: false skips this check"
+        )
+
+
+def _logprobs(model: Any, sample: dict[str, Any]) -> Any:
+    """float64 log-prob [N] of each sampled id."""
+    import torch
+
+    prompt, ids = sample["prompt_ids"], sample["ids"]
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits_TV = model(input_ids=torch.tensor([[*prompt, *ids]], device=device)).logits[0]
+    steps_NV = logits_TV[len(prompt) - 1 : -1].double().log_softmax(-1)
+    return steps_NV.gather(1, torch.tensor(ids, device=device)[:, None])[:, 0].cpu()
+
+
+def _is_zero(model: Any) -> bool:
+    """Whether no LoRA pair of ``model`` adds anything: A or B is zero throughout."""
+    pairs: dict[str, list[bool]] = {}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            key = name.replace("lora_embedding_", "lora_").replace("lora_A", "lora").replace("lora_B", "lora")
+            pairs.setdefault(key, []).append(not parameter.any().item())
+    return all(any(pair) for pair in pairs.values())

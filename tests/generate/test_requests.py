@@ -1,0 +1,105 @@
+import pyarrow.dataset as pads
+import pytest
+from generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact
+
+from plad_ray.artifacts import Artifact
+from plad_ray.config import Generate
+from plad_ray.errors import PladError
+from plad_ray.generate import requests
+from plad_ray.generate.pools import build_pools
+from plad_ray.models.tokens import encode_prompt
+
+
+def built(store, tiny, policies, rows, **generate):
+    job = make_job(store, policies, {"prompts": prompts_artifact(store, rows)}, **generate)
+    found = []
+    for pool in build_pools(job):
+        draws = {name: policies[name]["draws"] for name in pool.policies}
+        found += requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
+    return found
+
+
+def test_one_request_per_policy_prompt_temperature_sample(store, tiny_llama):
+    policies = {
+        "teacher": policy(tiny_llama, "teacher", draws=[draw(temperatures=(0.7, 0.0), samples=2)]),
+        "student": policy(tiny_llama, "student", draws=[draw(limit=3), draw("test", (0.7,))]),
+    }
+    rows = built(store, tiny_llama, policies, prompt_rows(5) + prompt_rows(2, "test"))
+    assert len(rows) == 5 * 2 * 2 + 3 + 2
+    assert len({r["rid"] for r in rows}) == len(rows)
+    assert rows[0]["rid"] == "distill-0:teacher:0.7:0"
+    assert rows[0]["seed"] == requests.request_seed(0, "teacher", "distill-0", 0.7, 0)
+    assert all(0 <= r["seed"] < 2**31 for r in rows)
+    by_role = {r["seed"] for r in rows if r["prompt_id"] == "distill-0" and r["temperature"] == 0.7 and not r["sample"]}
+    assert len(by_role) == 2, "the roles draw different random numbers"
+
+
+def test_seed_is_a_fixed_function():
+    # sha256("plad-request/1|3|student|p1|0.7|2"), first 4 bytes, without the last bit
+    import hashlib
+
+    expected = int(hashlib.sha256(b"plad-request/1|3|student|p1|0.7|2").hexdigest()[:8], 16) // 2
+    assert requests.request_seed(3, "student", "p1", 0.7, 2) == expected
+    assert requests.request_seed(3, "student", "p1", 1.0, 2) != expected
+
+
+def test_overlapping_draws_are_made_once(store, tiny_llama):
+    policies = {"teacher": policy(tiny_llama, draws=[draw(limit=2), draw(temperatures=(0.7, 1.0))])}
+    rows = built(store, tiny_llama, policies, prompt_rows(4))
+    assert sorted(r["rid"] for r in rows) == sorted(
+        f"distill-{i}:teacher:{t}:0" for i in range(4) for t in ("0.7", "1")
+    )
+
+
+def test_prompt_ids_are_those_of_the_trainer(store, tiny_llama):
+    rows = prompt_rows(1)
+    job = make_job(store, {"teacher": policy(tiny_llama)}, {"prompts": prompts_artifact(store, rows)})
+    pool = build_pools(job)[0]
+    (request,) = requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0)
+    assert request["prompt_token_ids"] == encode_prompt(pool.tokenizer("teacher"), rows[0], pool.model)
+
+
+def test_too_long_prompt_fails_before_any_engine(store, tiny_llama):
+    rows = prompt_rows(2)
+    rows[1]["prompt"] = " ".join(["w1"] * 45)
+    with pytest.raises(
+        PladError, match=r"distill-1.*45 tokens.*max_tokens 8.*max_length 48.*max_prompt_tokens to at most 40"
+    ):
+        built(store, tiny_llama, {"teacher": policy(tiny_llama)}, rows)
+    cut = built(store, tiny_llama, {"teacher": policy(tiny_llama, max_prompt_tokens=40)}, rows)
+    assert len(cut[1]["prompt_token_ids"]) == 40
+
+
+def test_empty_split_and_repeated_prompt(store, tiny_llama):
+    with pytest.raises(PladError, match=r"split dev .* no prompts"):
+        built(store, tiny_llama, {"teacher": policy(tiny_llama, draws=[draw("dev")])}, prompt_rows(2))
+    with pytest.raises(PladError, match="'distill-0' is there twice"):
+        built(store, tiny_llama, {"teacher": policy(tiny_llama)}, prompt_rows(2) + prompt_rows(1))
+
+
+def test_files_are_streamed_in_batches(store, tiny_llama, monkeypatch):
+    monkeypatch.setattr(requests, "BATCH", 4)
+    out, taken = Artifact(store, "out"), []
+
+    def rows():
+        for i in range(10):
+            taken.append((i, len(list(store.files("out/work")))))
+            yield {"rid": str(i), "policy": "p", "prompt_id": "x", "split": "s", "temperature": 0.0, "sample": 0}
+
+    assert requests.write(rows(), out, "work") == 10
+    assert dict(taken)[9] == 2, "two files were there before the last row was made"
+    table = pads.dataset(store.path("out/work"), format="parquet", filesystem=store.fs).to_table()
+    assert table.column("rid").to_pylist() == [str(i) for i in range(10)]
+
+
+def test_verification_marks_the_first_of_each_policy():
+    rows = [{"policy": p, "verify": False} for p in "abab" * 3]
+    marked = list(requests.mark_verified(rows, ["b"], 2))
+    assert [i for i, r in enumerate(marked) if r["verify"]] == [1, 3]
+
+
+def test_policies_on_one_base_share_a_pool(store, tiny_llama):
+    policies = {n: policy(tiny_llama, role) for n, role in (("a", "student"), ("b", "student"), ("teacher", "teacher"))}
+    pools = build_pools(make_job(store, policies, {}))
+    assert [sorted(p.policies) for p in pools] == [["a", "b"], ["teacher"]]
+    assert pools[0].generate == Generate(max_tokens=8)
