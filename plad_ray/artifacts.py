@@ -35,12 +35,11 @@ class Store:
     """A root folder on any pyarrow filesystem. Paths given to its methods are relative to the root."""
 
     def __init__(self, root: str):
+        if "://" not in root:
+            root = str(Path(root).expanduser().resolve())  # workers have another current folder
         self.root = root
-        if "://" in root:
-            self.fs, self.base = pafs.FileSystem.from_uri(root)
-            self.local = isinstance(self.fs, pafs.LocalFileSystem)
-        else:
-            self.fs, self.base, self.local = pafs.LocalFileSystem(), str(Path(root).expanduser().resolve()), True
+        self.fs, self.base = pafs.FileSystem.from_uri(root)
+        self.local = isinstance(self.fs, pafs.LocalFileSystem)
         self.base = self.base.rstrip("/")
 
     def path(self, name: str) -> str:

@@ -22,7 +22,7 @@ def connect(runtime: Runtime) -> None:
     """Connect to Ray once a process; a Ray that is connected already is used as it is.
 
     ``runtime.ray_address``, else RAY_ADDRESS, else a local Ray with ``runtime.local_cpus`` logical CPUs (null: the cores,
-    at least 8, since most actors here wait more than they compute). Raises PladError when the named cluster is not there.
+    at least 4, since most actors here wait more than they compute). Raises PladError when the named cluster is not there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # zero-GPU tasks keep the device list as it is
@@ -40,7 +40,7 @@ def _start(runtime: Runtime) -> None:
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None or address == "local":
-        local = {"num_cpus": runtime.local_cpus or max(8, os.cpu_count() or 1), "include_dashboard": False}
+        local = {"num_cpus": runtime.local_cpus or max(4, os.cpu_count() or 1), "include_dashboard": False}
         _start_local(**local, object_store_memory=LOCAL_OBJECT_STORE, **common)
         return
     try:

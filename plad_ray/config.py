@@ -268,7 +268,7 @@ class Runtime(Section):
 
     store: str = "runs"
     ray_address: str | None = Field(None, description="null: RAY_ADDRESS, else a local Ray of this process")
-    local_cpus: Count | None = Field(None, description="logical CPUs of a local Ray; null: max(8, cores)")
+    local_cpus: Count | None = Field(None, description="logical CPUs of a local Ray; null: max(4, cores)")
     parallel_stages: Count = 2
     teacher: Pool = Pool()
     student: Pool = Pool()

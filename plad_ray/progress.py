@@ -97,16 +97,23 @@ class Board:
         """The progress function of ``stage``, whose line starts now."""
         with self._lock:
             self.lines[stage] = Line()
-        self.say(f"[bold]{escape(stage)}[/bold] …")
+        self.say(f"[dim]▸[/dim] [bold]{escape(stage)}[/bold]")
         return Reporter(self, stage)
+
+    def ended(self, stage: str, succeeded: bool) -> None:
+        """The stage is over: its line goes, how long it took stays."""
+        with self._lock:
+            line = self.lines.pop(stage)
+        mark = "[green]✓[/green]" if succeeded else "[red]✗[/red]"
+        self.say(f"{mark} {escape(stage)} [dim]{_clock(time.time() - line.started)}[/dim]")
 
     def say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
 
     def update(self, stage: str, done: float, total: float, unit: str, notes: dict[str, float | str]) -> None:
         with self._lock:
-            line = self.lines.setdefault(stage, Line())
-            line.update(done, total, unit, notes)
+            if stage in self.lines:  # else a late report of a stage that has ended
+                self.lines[stage].update(done, total, unit, notes)
 
     def mailbox(self) -> ActorHandle | None:
         """Where other processes leave their reports; made when the first reporter travels. None without Ray."""

@@ -85,7 +85,7 @@ def _execute(
         preflight.check_resources(exp, todo, capacity)
     with Board(console, verbose) as board:
         logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
-        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say)
+        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, board.ended)
 
 
 def _named(whole: Plan, name: str) -> Stage:

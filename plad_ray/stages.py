@@ -116,10 +116,11 @@ def execute(
     capacity: tuple[float, float] = (float("inf"), float("inf")),
     reporter: Callable[[str], Callable[..., None]] = lambda stage: no_progress,
     say: Callable[[str], None] = print,
+    ended: Callable[[str, bool], None] = lambda stage, succeeded: None,
 ) -> dict[str, Artifact]:
     """Run what is unfinished, independent stages side by side while ``capacity`` (CPUs, GPUs) lasts.
 
-    Returns the targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
+    ``reporter`` is called when a stage starts and gives its progress function, ``ended`` when it is over. Returns the targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
     """
     todo = pending(targets, store)
     for stage in closure(targets):
@@ -139,8 +140,10 @@ def execute(
                     running[pool.submit(run_stage, stage, job, say)] = stage
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                done.add(running.pop(future).artifact_name)
+                stage = running.pop(future)
+                done.add(stage.artifact_name)
                 failure = failure or future.exception()
+                ended(stage.name, future.exception() is None)
     finally:  # nothing runs any more, unless this is an interrupt: then nobody waits for it
         pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:

@@ -76,13 +76,18 @@ def plan(job: Job, pools: list[EnginePool]) -> Work:
     for pool in pools:
         draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
         every = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
-        verified = pool.adapters if job.runtime.verify_engine and pool.engine != "fake" else {}
-        every = requests.mark_verified(every, verified, verify.ROWS)
+        every = requests.mark_verified(every, verified_policies(job, pool), verify.ROWS)
         tally = Counter[str]()
         left = parts.remaining(every, done, tally)
         work.left[pool.name] = requests.write(left, job.out, f"{work.folder}/{pool.name}", pool.runtime.batch_size)
         work.total += tally["total"]
     return work
+
+
+def verified_policies(job: Job, pool: EnginePool) -> list[str]:
+    """Every policy of an engine that serves adapters: the bare base, too, must be served as what it is."""
+    wanted = job.runtime.verify_engine and pool.adapters and pool.engine != "fake"
+    return list(pool.policies) if wanted else []
 
 
 @dataclass
@@ -190,13 +195,11 @@ def refuse_errors(job: Job, errors: Counter[str], total: int) -> None:
 
 
 class Verifier:
-    """Checks each adapter as soon as the verification requests of its policy have come back."""
+    """Checks each policy as soon as the verification requests of its policy have come back."""
 
     def __init__(self, job: Job, pools: list[EnginePool]):
         self.job = job
-        wanted = job.runtime.verify_engine
-        served = {n: p for p in pools if wanted and p.engine != "fake" for n in p.adapters}
-        self.pools: dict[str, EnginePool] = served
+        self.pools = {name: pool for pool in pools for name in verified_policies(job, pool)}
         self.running: dict[Any, str] = {}
         self.found: dict[str, dict[str, float]] = {}
 

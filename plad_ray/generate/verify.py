@@ -1,7 +1,8 @@
 """Does an engine really serve the adapter it was given, and with the trainer's arithmetic?
 
-The first few requests of every policy with an adapter bring back the log-prob of each token the engine sampled. They are
-compared with a plain transformers forward of base + adapter and of the bare base, in float32 where the model is float32.
+Where an engine serves adapters, the first few requests of each of its policies (the bare base is one) bring back the
+log-prob of each token the engine sampled. They are compared with a plain transformers forward of the policy and of the
+bare base, in the model's own dtype.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 def measure(policy: Policy, dtype: str, samples: list[dict[str, Any]], four_bit: bool = False) -> dict[str, float]:
     """Differences between the engine's log-probs and those of transformers, in nats a token.
 
-    ``samples``: ``prompt_ids``, ``ids``, ``logprobs``. Returns ``max`` and ``mean`` |engine − adapter|, ``base`` (mean
-    |engine − base|), ``effect`` (largest |adapter − base|), ``zero`` (1 when every LoRA product is exactly zero).
+    ``samples``: ``prompt_ids``, ``ids``, ``logprobs``. Returns ``max`` and ``mean`` |engine − policy|, ``base`` (mean
+    |engine − base|), ``effect`` (largest |policy − base|), ``zero`` (1 when no LoRA product adds anything).
     """
     import torch
 
@@ -34,8 +35,10 @@ def measure(policy: Policy, dtype: str, samples: list[dict[str, Any]], four_bit:
     for sample in samples:
         engine = torch.tensor(sample["logprobs"], dtype=torch.float64)
         adapted = _logprobs(model, sample)
-        with model.disable_adapter():
-            bare = _logprobs(model, sample)
+        bare = adapted
+        if policy.adapter is not None:
+            with model.disable_adapter():
+                bare = _logprobs(model, sample)
         gaps.append((engine - adapted).abs())
         base_gaps.append((engine - bare).abs())
         effects.append((adapted - bare).abs())
@@ -53,17 +56,17 @@ def measure(policy: Policy, dtype: str, samples: list[dict[str, Any]], four_bit:
 def judge(name: str, pool: EnginePool, found: dict[str, float]) -> None:
     """PladError with the numbers when the engine does not act as the adapter says."""
     dtype = pool.model.dtype
-    folder = pool.adapters[name]
+    served = f"adapter {pool.adapters[name]}" if name in pool.adapters else f"base {pool.base.base}"
     numbers = (
-        f"on {found['tokens']:.0f} tokens |engine − (base + adapter)| is {found['max']:.2e} at most, {found['mean']:.2e} in "
-        f"the mean; |engine − base| {found['base']:.2e} in the mean; |adapter − base| {found['effect']:.2e} at most"
+        f"on {found['tokens']:.0f} tokens |engine − policy| is {found['max']:.2e} at most, {found['mean']:.2e} in the mean; "
+        f"|engine − base| {found['base']:.2e} in the mean; |policy − base| {found['effect']:.2e} at most"
     )
     if found["effect"] == 0 and not found["zero"]:
-        raise PladError(f"policy {name}: adapter {folder} does not act: it has weights, but {numbers}")
+        raise PladError(f"policy {name}: {served} does not act: it has weights, but {numbers}")
     measured = found["max" if dtype == "float32" else "mean"]
     if not measured <= TOLERANCE[dtype]:  # not: NaN is no agreement either
         raise PladError(
-            f"policy {name}: engine {pool.engine} and transformers disagree about adapter {folder} (allowed in {dtype}: "
+            f"policy {name}: engine {pool.engine} and transformers disagree about {served} (allowed in {dtype}: "
             f"{TOLERANCE[dtype]:g}): {numbers}. Generated text would not be the trained model's; "
             "runtime.verify_engine: false skips this check"
         )

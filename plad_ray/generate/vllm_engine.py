@@ -182,6 +182,10 @@ def engine_kwargs(pool: EnginePool) -> dict[str, Any]:
     if pool.adapters:
         rank = max(adapter_config(folder)["r"] for folder in pool.adapters.values())
         kwargs |= {"enable_lora": True, "max_lora_rank": check_lora_rank(rank), "max_loras": min(8, len(pool.adapters))}
+    if pool.adapters and pool.runtime.gpus == 0:
+        # The CPU's LoRA kernel takes "no adapter" (slot -1) for the last slot, so beside an adapter's requests those of
+        # the base would get that adapter too (seen in vLLM 0.32): the last slot stays empty, its weights are zeros.
+        kwargs["max_loras"] = len(pool.adapters) + 1
     if pool.runtime.gpus == 0:
         # A seeded request whose prefill is chunked crashes the CPU engine ("CPU Generator does not use offset"), and
         # ray.data.llm would restart it for ever: no chunks, and a budget that several whole prompts fit.

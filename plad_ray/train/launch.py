@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.train import TrainingFailedError
 
 from plad_ray.errors import PladError
 from plad_ray.stages import Job
@@ -17,18 +18,14 @@ def launch(job: Job) -> dict[str, Any]:
     """Run ``worker.work`` on ``runtime.train.workers`` workers and return rank 0's result.
 
     The run's name is the artifact's, its storage the artifact's ``work/`` folder: the same stage started again finds
-    its last checkpoint there by itself. ``fit`` runs in a Ray task: it wants a main thread for its signal handler.
-    Raises PladError naming the stage and the cause.
+    its last checkpoint there by itself. Raises PladError naming the stage and the cause.
     """
-    runtime = job.runtime.train
-    fit = ray.remote(num_cpus=0, max_retries=0)(_fit)
-    environment = {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-    }
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # nodes may have to come up first
     try:
-        result = ray.get(fit.options(runtime_env={"env_vars": environment}).remote(job))
-    except ray.exceptions.RayTaskError as error:
-        raise PladError(f"{job.stage}: training failed on {runtime.workers} workers: {_cause(error)}") from error
+        result = _fit(job)
+    except (TrainingFailedError, ray.exceptions.RayError) as error:
+        workers = job.runtime.train.workers
+        raise PladError(f"{job.stage}: training failed on {workers} workers: {_cause(error)}") from error
     if "error" in result:
         raise PladError(f"{job.stage}: {result['error']}")
     return result

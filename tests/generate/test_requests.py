@@ -1,13 +1,13 @@
-import pyarrow.dataset as pads
+import pyarrow as pa
 import pytest
-from generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact
 
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Generate
 from plad_ray.errors import PladError
-from plad_ray.generate import requests
+from plad_ray.generate import requests, tasks
 from plad_ray.generate.pools import build_pools
 from plad_ray.models.tokens import encode_prompt
+from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact
 
 
 def built(store, tiny, policies, rows, **generate):
@@ -77,19 +77,21 @@ def test_empty_split_and_repeated_prompt(store, tiny_llama):
         built(store, tiny_llama, {"teacher": policy(tiny_llama)}, prompt_rows(2) + prompt_rows(1))
 
 
-def test_files_are_streamed_in_batches(store, tiny_llama, monkeypatch):
-    monkeypatch.setattr(requests, "BATCH", 4)
-    out, taken = Artifact(store, "out"), []
+def test_files_are_streamed_in_blocks(store, monkeypatch):
+    monkeypatch.setattr(requests, "BLOCKS_PER_FILE", 2)
+    monkeypatch.setattr(tasks, "BLOCKS_PER_FILE", 2)
+    out, files_then = Artifact(store, "out"), {}
 
     def rows():
-        for i in range(10):
-            taken.append((i, len(list(store.files("out/work")))))
-            yield {"rid": str(i), "policy": "p", "prompt_id": "x", "split": "s", "temperature": 0.0, "sample": 0}
+        for i in range(11):
+            files_then[i] = len(store.files("out/work"))
+            yield {"rid": str(i), "policy": "p", "prompt_id": "x", "split": "s", "verify": i == 4}
 
-    assert requests.write(rows(), out, "work") == 10
-    assert dict(taken)[9] == 2, "two files were there before the last row was made"
-    table = pads.dataset(store.path("out/work"), format="parquet", filesystem=store.fs).to_table()
-    assert table.column("rid").to_pylist() == [str(i) for i in range(10)]
+    assert requests.write(rows(), out, "work", rows_per_block=3) == 11
+    assert files_then[10] == 1, "a file was there before the last row was made"
+    blocks = [tasks.read_requests(pa.table({"id": [i]}), out, "work") for i in range(4)]
+    assert [b.column("rid").to_pylist() for b in blocks] == [list("012"), list("345"), list("678"), ["9", "10"]]
+    assert [set(b.column("verify").to_pylist()) for b in blocks] == [{False}, {True}, {False}, {False}]
 
 
 def test_verification_marks_the_first_of_each_policy():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from conftest import save_tiny_model
-from generate_jobs import adapter_artifact, draw, make_job, policy, prompt_rows, prompts_artifact
 
 from plad_ray.artifacts import Store
 from plad_ray.generate import run as generate_run
@@ -12,6 +10,8 @@ from plad_ray.generate.pools import build_pools
 from plad_ray.generate.transformers_engine import sample
 from plad_ray.models.load import load_model
 from plad_ray.models.tokens import decode, encode_prompt
+from tests.conftest import save_tiny_model
+from tests.generate.generate_jobs import adapter_artifact, draw, make_job, policy, prompt_rows, prompts_artifact
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -28,8 +28,6 @@ def real(tmp_path_factory, ray_session):
     adapter = adapter_artifact(store, student, "sft-student-0")
     other = adapter_artifact(store, student, "distill-0", seed=5)
     rows = prompt_rows(150)
-    rows[7]["prompt"] = ""  # made unservable below
-    rows[7]["prompt"] = "w1 w2"
     draws = [draw(temperatures=TEMPERATURES)]
     policies = {
         "teacher": policy(teacher, "teacher", "vllm", draws),
@@ -85,10 +83,12 @@ def test_rows_are_consistent(real):
 
 def test_adapter_is_verified_and_acts(real):
     _, outcome, rows, _ = real
+    assert set(outcome.metrics["verified"]) == {"student", "tuned", "other"}
     for name in ("tuned", "other"):
         found = outcome.metrics["verified"][name]
         assert found["max"] < 1e-3 < found["effect"]
         assert found["base"] > 10 * found["max"]
+    assert outcome.metrics["verified"]["student"]["max"] < 1e-3
     for one, another in (("tuned", "student"), ("tuned", "other")):
         differ = [
             rows[f"distill-{i}:{one}:0.8:0"]["token_ids"] != rows[f"distill-{i}:{another}:0.8:0"]["token_ids"]
@@ -97,22 +97,20 @@ def test_adapter_is_verified_and_acts(real):
         assert any(differ), "the random numbers are the same: only the weights make the difference"
 
 
-def test_greedy_tokens_and_samples_equal_transformers(real):
+@pytest.mark.parametrize("name", ["student", "tuned", "teacher"])
+def test_greedy_tokens_equal_transformers(real, name):
+    """``student`` is the bare base, served by the engine that serves the adapters too."""
     job, _, rows, _ = real
-    pool = next(p for p in build_pools(job) if p.role == "student")
-    tokenizer = pool.tokenizer("tuned")
-    prompts = [
-        row for row in job.inputs["prompts"].rows() if row["prompt_id"] in {f"distill-{i}" for i in range(8, 20)}
-    ]
-    ids = [encode_prompt(tokenizer, row, pool.model) for row in prompts]
-    model = load_model(pool.policies["tuned"])
-    drawn = sample(model, ids, [0.0] * len(ids), [0] * len(ids), 8, pool.eos("tuned"))
-    eos = set(pool.eos("tuned"))
+    pool = next(p for p in build_pools(job) if name in p.policies)
+    wanted = {f"distill-{i}" for i in range(8, 20)}
+    prompts = [row for row in job.inputs["prompts"].rows() if row["prompt_id"] in wanted]
+    ids = [encode_prompt(pool.tokenizer(name), row, pool.model) for row in prompts]
+    drawn = sample(load_model(pool.policies[name]), ids, [0.0] * 12, [0] * 12, 8, pool.eos(name))
     for row, (tokens, _) in zip(prompts, drawn, strict=True):
-        assert rows[f"{row['prompt_id']}:tuned:0:0"]["token_ids"] == [t for t in tokens if t not in eos]
+        assert rows[f"{row['prompt_id']}:{name}:0:0"]["token_ids"] == [t for t in tokens if t not in pool.eos(name)]
 
 
-def test_seeded_rows_do_not_depend_on_their_batch(real, tmp_path):
+def test_seeded_rows_do_not_depend_on_their_batch(real):
     """Some of the same requests in another execution, another order, another batch size: the same text."""
     job, _, rows, _ = real
     prompts = [

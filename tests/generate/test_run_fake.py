@@ -1,0 +1,207 @@
+"""Plumbing through real Ray Data with the fake engine: once, resumed, conserved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from plad_ray.artifacts import Artifact, Store
+from plad_ray.errors import PladError
+from plad_ray.generate import parts
+from plad_ray.generate import run as generate_run
+from plad_ray.generate.responses import PART
+from plad_ray.stages import Stage, run_stage
+from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact
+
+RUNTIME = {"teacher": {"batch_size": 8}, "student": {"batch_size": 8}}
+
+
+def two_roles(store, model, count=30, runtime=None, **generate):
+    draws = [draw(temperatures=(0.0, 0.7))]
+    policies = {"teacher": policy(model, "teacher", draws=draws), "student": policy(model, "student", draws=draws)}
+    inputs = {"prompts": prompts_artifact(store, prompt_rows(count))}
+    return make_job(store, policies, inputs, runtime or RUNTIME, **generate)
+
+
+def part(rid: str, policy: str = "teacher", error: str | None = None, text: str = "w1", **more) -> dict:
+    row = {"rid": rid, "policy": policy, "prompt_id": rid.split(":")[0], "split": "distill", "temperature": 0.7}
+    row |= {"sample": 0, "text": text, "token_ids": [3], "finish_reason": "stop", "num_prompt_tokens": 4}
+    return row | {"num_tokens": 1, "num_reasoning_tokens": 0, "error": error, "sampled": None} | more
+
+
+def write_part(out: Artifact, name: str, rows: list[dict]) -> None:
+    out.write_rows(pa.Table.from_pylist(rows, schema=PART), name, parts.FOLDER)
+
+
+def test_all_roles_and_temperatures_in_one_run(store, tiny_llama, ray_session):
+    seen = []
+    job = two_roles(store, tiny_llama)
+    job = make_job(store, job.config["policies"], job.inputs, RUNTIME, progress=lambda *a, **k: seen.append((a, k)))
+    outcome = generate_run.run(job)
+    rows = list(job.out.rows())
+    assert outcome.rows_in == outcome.rows_out == len(rows) == len({r["rid"] for r in rows}) == 30 * 2 * 2
+    assert outcome.dropped == {} and job.out.table(folder="errors").num_rows == 0
+    for name in ("teacher", "student"):
+        mine = [r for r in rows if r["policy"] == name]
+        assert outcome.metrics["tokens"][name] == sum(r["num_tokens"] for r in mine)
+        assert outcome.metrics["truncated"][name] == sum(r["finish_reason"] == "length" for r in mine) / 60
+    assert [a[0] for a, _ in seen][:2] == [0, 8] and seen[-1][0] == (120, 120, "rows")
+    assert "tokens_per_s" in seen[-1][1]
+
+
+def test_resume_runs_only_what_is_missing(store, tiny_llama, ray_session):
+    job = two_roles(store, tiny_llama)
+    write_part(job.out, "a", [part(f"distill-{i}:teacher:0.7:0", text="kept") for i in range(10)])
+    write_part(job.out, "b", [part(f"distill-{i}:teacher:0.7:0", text="again") for i in range(9, 12)])  # one twice
+    write_part(job.out, "c", [part("distill-20:teacher:0.7:0", error="RuntimeError: lost")])
+    whole = Path(store.path(job.out.file(f"{parts.FOLDER}/a.parquet"))).read_bytes()
+    torn = Path(store.path(job.out.file(f"{parts.FOLDER}/torn.parquet")))
+    torn.write_bytes(whole[: len(whole) // 2])
+    unfinished = torn.with_name(".writing-x")
+    unfinished.write_bytes(whole)
+    outcome = generate_run.run(job)
+    assert outcome.metrics["generated_rows"] == 120 - 12, "the error is tried again, the rest of the parts is kept"
+    rows = {r["rid"]: r for r in job.out.rows()}
+    assert len(rows) == job.out.table().num_rows == outcome.rows_out == 120
+    assert [rows[f"distill-{i}:teacher:0.7:0"]["text"] for i in (0, 9, 11)] == ["kept", "kept", "again"]
+    assert rows["distill-20:teacher:0.7:0"]["text"] != "w1" and not torn.exists()
+
+
+def test_nothing_left_starts_no_engine(store, tiny_llama, monkeypatch, ray_session):
+    job = two_roles(store, tiny_llama, count=3)
+    first = generate_run.run(job)
+    before = job.out.table()
+    monkeypatch.setattr(generate_run, "execute", lambda *a: pytest.fail("Ray Data ran"))
+    again = generate_run.run(job)
+    assert job.out.table().equals(before)
+    assert (again.rows_out, again.metrics["tokens"]) == (first.rows_out, first.metrics["tokens"])
+    assert again.metrics["generated_rows"] == 0
+
+
+def test_errors_go_to_the_side_table_and_are_counted(store, tiny_llama, ray_session):
+    runtime = {**RUNTIME, "teacher": {"batch_size": 8, "engine_kwargs": {"fail": ["distill-3"]}}}
+    job = two_roles(store, tiny_llama, runtime=runtime, max_error_fraction=0.02)
+    outcome = generate_run.run(job)
+    assert (outcome.rows_in, outcome.rows_out, outcome.dropped) == (120, 118, {"error": 2})
+    errors = list(job.out.rows(folder="errors"))
+    assert {e["rid"] for e in errors} == {"distill-3:teacher:0:0", "distill-3:teacher:0.7:0"}
+    assert not {e["rid"] for e in errors} & {r["rid"] for r in job.out.rows(["rid"])}
+
+
+def test_too_many_errors_fail_and_say_which(store, tiny_llama, ray_session):
+    fails = [f"distill-{i}" for i in range(5)]
+    job = two_roles(
+        store, tiny_llama, runtime={**RUNTIME, "teacher": {"batch_size": 8, "engine_kwargs": {"fail": fails}}}
+    )
+    with pytest.raises(PladError, match=r"of 120 requests failed.*max_error_fraction 0.01.*fake failure of distill-"):
+        generate_run.run(job)
+    kept = parts.succeeded(job.out)
+    assert kept and not job.out.store.exists(job.out.file("rows"))
+    healed = make_job(store, job.config["policies"], job.inputs, RUNTIME)
+    outcome = generate_run.run(healed)
+    assert outcome.rows_out == 120 and outcome.metrics["generated_rows"] <= 120 - len(kept)
+
+
+def test_an_engine_that_breaks_is_reported_with_its_cause(store, tiny_llama, monkeypatch, ray_session):
+    job = two_roles(store, tiny_llama, count=3, runtime={"teacher": {"engine_kwargs": {"seconds": "soon"}}})
+    with pytest.raises(PladError, match=r"responses: generation failed: TypeError: .*str.* cannot be interpreted"):
+        generate_run.run(job)
+
+
+def test_publish_keeps_every_request_once(store):
+    out = Artifact(store, "out")
+    write_part(out, "a", [part("p1:teacher:0.7:0"), part("p2:teacher:0.7:0", error="E: x")])
+    write_part(out, "b", [part("p2:teacher:0.7:0"), part("p3:student:0.7:0", "student", error="E: y")])
+    count, errors, statistics = parts.publish(out, 3)
+    assert (count, dict(errors)) == (2, {"E: y": 1})
+    assert [r["rid"] for r in out.rows()] == ["p1:teacher:0.7:0", "p2:teacher:0.7:0"]
+    assert statistics["teacher"] == {"rows": 2, "tokens": 2, "prompt_tokens": 8, "truncated": 0}
+    with pytest.raises(PladError, match="4 requests, but 2 responses and 1 errors"):
+        parts.publish(out, 4)
+
+
+def test_files_are_compacted(store, monkeypatch):
+    monkeypatch.setattr(parts, "ROWS_PER_FILE", 4)
+    out = Artifact(store, "out")
+    for i in range(9):
+        write_part(out, f"{i}", [part(f"p{8 - i}:teacher:0.7:0")])
+    parts.publish(out, 9)
+    assert sorted(store.files("out/rows")) == [f"part-000-0000{i}.parquet" for i in range(3)]
+    assert [r["prompt_id"] for r in out.rows()] == [f"p{i}" for i in range(9)]
+
+
+DRIVER = """
+import sys
+sys.path[:0] = {paths!r}
+from tests.generate.generate_jobs import *
+from plad_ray.generate import run as generate_run
+from plad_ray.stages import Stage, run_stage
+store = Store({root!r})
+draws = [draw(temperatures=(0.0, 0.7))]
+specs = {{r: policy(Path({model!r}), r, {engine!r}, draws) for r in ("teacher", "student")}}
+runtime = {runtime!r}
+job = make_job(store, specs, {{"prompts": Artifact(store, "prompts-0")}}, runtime)
+run_stage(Stage("responses", generate_run.run, job.config), job)
+print("finished", flush=True)
+"""
+
+
+def driver(tmp_path: Path, root: str, model: Path, engine: str, runtime: dict) -> subprocess.Popen:
+    repository = str(Path(__file__).parents[2])
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(repository=repository, root=root, model=str(model), engine=engine, runtime=runtime))
+    environment = {**os.environ, "PYTHONPATH": repository}
+    return subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def kill_at_half_and_rerun(tmp_path: Path, store: Store, model: Path, engine: str, pool: dict, count: int) -> None:
+    """SIGKILL the driver when half of the rows are there, run again: every request once, few generated twice."""
+    prompts_artifact(store, prompt_rows(count))
+    total, out = count * 4, Artifact(store, "responses-0")
+    runtime = {"teacher": pool, "student": pool}
+    first = driver(tmp_path, store.root, model, engine, runtime)
+    deadline = time.time() + 300
+    while len(parts.succeeded(out)) < total // 2:
+        assert first.poll() is None and time.time() < deadline, "the run ended, or never came to half"
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(3)  # actors of the dead driver may still write what they have
+    kept = len(parts.succeeded(out))
+    assert total // 2 <= kept < total and not out.finished
+    second = driver(tmp_path, store.root, model, engine, runtime)
+    said, _ = second.communicate(timeout=300)
+    assert second.returncode == 0 and "finished" in said
+    rows = list(out.rows())
+    assert len(rows) == len({r["rid"] for r in rows}) == total
+    assert out.finished and out.manifest["rows"] == {"in": total, "out": total, "dropped": {}}
+    assert out.manifest["metrics"]["generated_rows"] == total - kept
+
+
+@pytest.mark.chaos
+def test_killed_driver_resumes(tmp_path, store, tiny_llama):
+    pool = {"batch_size": 8, "engine_kwargs": {"seconds": 0.5}}
+    kill_at_half_and_rerun(tmp_path, store, tiny_llama, "fake", pool, 60)
+
+
+@pytest.mark.chaos
+@pytest.mark.engine
+@pytest.mark.slow
+def test_killed_driver_resumes_with_vllm(tmp_path, store, tiny_llama):
+    pool = {"batch_size": 4, "engine_kwargs": {"max_num_seqs": 2}}
+    kill_at_half_and_rerun(tmp_path, store, tiny_llama, "vllm", pool, 150)
+
+
+def test_stage_publishes(store, tiny_llama, ray_session):
+    """Through run_stage: manifest, conservation, and no work folder left."""
+    job = two_roles(store, tiny_llama, count=2)
+    run_stage(Stage("responses", generate_run.run, job.config), job)
+    assert job.out.finished and not store.exists(job.out.file("work"))
+    assert job.out.manifest["rows"] == {"in": 8, "out": 8, "dropped": {}}
