@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import save_tiny_model
+from tests.conftest import save_tiny_model
 from test_config import EXPERIMENT
 from typer.testing import CliRunner
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 from plad_ray.config import Evaluate
 from plad_ray.errors import PladError

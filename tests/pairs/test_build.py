@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 from plad_ray.config import Pairs
 from plad_ray.errors import PladError

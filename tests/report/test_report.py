@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Evaluate, Pairs

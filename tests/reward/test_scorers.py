@@ -1,7 +1,7 @@
 """Scorers: known values, what is truncated, what is refused; and the stage that runs them as Ray actors."""
 
 import pytest
-from synthetic import job, prompt, prompts_artifact, response, responses_artifact
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact
 
 from plad_ray.config import Scorer
 from plad_ray.errors import PladError
