@@ -94,5 +94,6 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     # The V2 Parquet reader starts 16 actors to read footers: on two cores that alone took 50 s.
     context.use_datasource_v2 = False
-    for name in ("ray.data", "ray.llm", "ray.train", "ray._private"):
+    for name in ("ray.llm", "ray.train", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs as an error, it raises too

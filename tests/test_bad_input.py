@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.conftest import save_tiny_model
 from test_config import EXPERIMENT
 from typer.testing import CliRunner
 
@@ -21,6 +20,7 @@ from plad_ray.config import load
 from plad_ray.errors import PladError
 from plad_ray.pipeline import plan
 from plad_ray.stages import execute
+from tests.conftest import save_tiny_model
 
 ROWS = [{"question": f"w{i} w{i + 1}", "answer": f" w{i}"} for i in range(30)]
 

@@ -10,11 +10,14 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from plad_ray.generate.pools import EnginePool
+import pyarrow as pa
+
 from plad_ray.generate.tasks import ANSWER
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+    from plad_ray.generate.pools import EnginePool
 
 
 def check(pool: EnginePool) -> None:
@@ -25,9 +28,10 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
     """Requests of one pool to ANSWER rows."""
     from ray.data import ActorPoolStrategy
 
+    eos = {name: pool.eos(name)[0] for name in pool.policies}
     return requests.map_batches(
         FakeEngine,
-        fn_constructor_args=(pool,),
+        fn_constructor_args=(eos, pool.generate.max_tokens, pool.runtime.engine_kwargs),
         batch_format="pyarrow",
         batch_size=pool.runtime.batch_size,
         compute=ActorPoolStrategy(size=pool.runtime.replicas),
@@ -38,25 +42,22 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
 class FakeEngine:
     """Ray Data actor."""
 
-    def __init__(self, pool: EnginePool):
-        self.pool = pool
+    def __init__(self, eos: dict[str, int], max_tokens: int, settings: dict[str, Any]):
+        self.eos, self.max_tokens, self.settings = eos, max_tokens, settings
 
-    def __call__(self, block: Any) -> Any:
-        import pyarrow as pa
-
-        time.sleep(self.pool.runtime.engine_kwargs.get("seconds", 0))
+    def __call__(self, block: pa.Table) -> pa.Table:
+        time.sleep(self.settings.get("seconds", 0))
         return pa.Table.from_pylist([self._answer(row) for row in block.to_pylist()], schema=ANSWER)
 
     def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
-        if row["prompt_id"] in self.pool.runtime.engine_kwargs.get("fail", ()):
+        if row["prompt_id"] in self.settings.get("fail", ()):
             return {**row, "error": f"RuntimeError: fake failure of {row['prompt_id']}"}
-        return {**row, "ids": fake_ids(self.pool, row)}
+        return {**row, "ids": self._ids(row)}
 
-
-def fake_ids(pool: EnginePool, row: dict[str, Any]) -> list[int]:
-    """Generated ids of a request; greedy requests of one prompt agree."""
-    draw = random.Random(row["seed"] if row["temperature"] > 0 else row["prompt_id"])
-    long = draw.random() < 1 / 8
-    length = pool.generate.max_tokens if long else draw.randrange(1, pool.generate.max_tokens)
-    ids = draw.choices(row["prompt_token_ids"], k=length)
-    return ids if long else [*ids[:-1], pool.eos(row["policy"])[0]]
+    def _ids(self, row: dict[str, Any]) -> list[int]:
+        """Generated ids of a request; greedy requests of one prompt agree."""
+        draw = random.Random(row["seed"] if row["temperature"] > 0 else row["prompt_id"])
+        long = draw.random() < 1 / 8
+        length = self.max_tokens if long else draw.randrange(1, self.max_tokens)
+        ids = draw.choices(row["prompt_token_ids"], k=length)
+        return ids if long else [*ids[:-1], self.eos[row["policy"]]]

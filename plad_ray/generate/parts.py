@@ -7,7 +7,6 @@ holds too (Ray runs a task again whose node died after it wrote): the first one 
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,32 +20,16 @@ import pyarrow.parquet as pq
 from plad_ray import records
 from plad_ray.artifacts import Artifact
 from plad_ray.errors import PladError
-from plad_ray.generate.pools import EnginePool
-from plad_ray.generate.responses import PART, part_row
+from plad_ray.generate.responses import PART
 
 FOLDER = "work/parts"
 #: rows of a published file
 ROWS_PER_FILE = 50_000
 
 
-class WritePart:
-    """Ray Data actor: an engine's block becomes one file, and one row that sums it up. It alone loads tokenizers."""
-
-    def __init__(self, out: Artifact, pools: list[EnginePool]):
-        self.out = out
-        self.pools = {name: pool for pool in pools for name in pool.policies}
-
-    def __call__(self, block: pa.Table) -> dict[str, list[str]]:
-        rows = [part_row(self.pools, answer) for answer in block.to_pylist()]
-        if not rows:
-            return {"summary": []}
-        self.out.write_rows(pa.Table.from_pylist(rows, schema=PART), uuid.uuid4().hex, FOLDER)
-        tokens = Counter[str]()
-        for row in rows:
-            tokens[row["policy"]] += row["num_tokens"] + row["num_reasoning_tokens"]
-        errors = Counter(row["error"] for row in rows if row["error"] is not None)
-        sampled = any(row["sampled"] is not None for row in rows)
-        return {"summary": [json.dumps({"rows": len(rows), "tokens": tokens, "errors": errors, "sampled": sampled})]}
+def write_part(out: Artifact, rows: list[dict[str, Any]]) -> None:
+    """Publish one block of PART rows."""
+    out.write_rows(pa.Table.from_pylist(rows, schema=PART), uuid.uuid4().hex, FOLDER)
 
 
 def sound_files(out: Artifact) -> list[str]:

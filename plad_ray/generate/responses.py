@@ -30,7 +30,13 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
     common = {name: answer[name] for name in names}
     error = answer.get("__inference_error__") or answer.get("error")
     if error:
-        empty = {"text": "", "token_ids": [], "finish_reason": None, "num_tokens": 0, "num_reasoning_tokens": 0}
+        empty: dict[str, Any] = {
+            "text": "",
+            "token_ids": [],
+            "finish_reason": None,
+            "num_tokens": 0,
+            "num_reasoning_tokens": 0,
+        }
         return {**common, **empty, "error": str(error), "sampled": None}
     policy, ids, sampled = answer["policy"], answer["ids"], None
     if answer["verify"]:

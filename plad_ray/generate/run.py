@@ -5,20 +5,23 @@ requests ─► those without a response ─► one branch an engine pool ─►
 
 from __future__ import annotations
 
-import json
+import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from plad_ray.artifacts import Artifact
 from plad_ray.cluster import connect
 from plad_ray.errors import PladError
 from plad_ray.generate import fake_engine, parts, requests, transformers_engine, verify, vllm_engine
 from plad_ray.generate.pools import EnginePool, build_pools
+from plad_ray.generate.responses import part_row
 from plad_ray.generate.tasks import ONE_TASK, read_requests
 from plad_ray.stages import Job, Outcome
 
@@ -92,26 +95,27 @@ def verified_policies(job: Job, pool: EnginePool) -> list[str]:
 
 @dataclass
 class Tally:
-    """What the part files of this run hold."""
+    """What came back in this run."""
 
     rows: int = 0
-    tokens: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     engines_ready: float | None = None  # seconds until the first block came back
     seconds: float = 0.0
 
-    def add(self, summary: dict[str, Any], since: float) -> None:
+    def add(self, rows: list[dict[str, Any]], seconds: float) -> None:
         if self.engines_ready is None:
-            self.engines_ready = time.time() - since
-        self.rows += summary["rows"]
-        self.tokens.update(summary["tokens"])
-        self.errors.update(summary["errors"])
-        self.seconds = time.time() - since
+            self.engines_ready = seconds
+        self.rows += len(rows)
+        self.tokens += sum(row["num_tokens"] + row["num_reasoning_tokens"] for row in rows)
+        self.errors.update(row["error"] for row in rows if row["error"] is not None)
+        self.seconds = seconds
 
     @property
     def rate(self) -> float:
-        """Tokens a second since the run began."""
-        return sum(self.tokens.values()) / max(self.seconds, 1e-6)
+        """Tokens a second since the first block came back, or since the start when that was the only one."""
+        since = self.seconds - (self.engines_ready or 0.0)
+        return self.tokens / (since or self.seconds or 1.0)
 
 
 def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier) -> Tally:
@@ -119,68 +123,71 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier) -
     import ray
 
     started, tally = time.time(), Tally()
+    by_policy = {name: pool for pool in pools for name in pool.policies}
     job.progress(work.done, work.total, "rows", engines="starting")
-    summaries = _summaries(dataset(job, pools, work))
+    blocks = _blocks(dataset(job, pools, work))
     try:
-        for summary in summaries:
-            tally.add(summary, started)
+        for block in blocks:
+            rows = [part_row(by_policy, answer) for answer in block.to_pylist()]
+            parts.write_part(job.out, rows)
+            tally.add(rows, time.time() - started)
             done = min(work.total, work.done + tally.rows)
             job.progress(done, work.total, "rows", tokens_per_s=round(tally.rate, 1))
             if sum(tally.errors.values()) > job.config["generate"]["max_error_fraction"] * work.total:
                 refuse_errors(job, tally.errors, work.total)
-            verifier.poll(summary["sampled"])
+            verifier.poll(any(row["sampled"] is not None for row in rows))
     except ray.exceptions.RayError as error:
-        raise PladError(f"{job.stage}: generation failed: {_cause(error)}") from error
+        raise PladError(
+            f"{job.stage}: generation failed: {cause(error)} (what an engine printed is in the logs of Ray's session, "
+            "/tmp/ray/session_latest/logs on its node)"
+        ) from error
     finally:
-        summaries.close()
+        blocks.close()  # ends the execution, and with it the engines
     return tally
 
 
 def dataset(job: Job, pools: list[EnginePool], work: Work) -> Dataset:
-    """The lazy execution: a branch for each pool that has requests left, joined before the writer."""
-    from ray.data import ActorPoolStrategy
-
+    """The lazy execution: a branch for each pool that has requests left."""
     branches = []
     for pool in pools:
         if work.left[pool.name] == 0:
             continue
-        rows = _blocks(job.out, f"{work.folder}/{pool.name}", work.left[pool.name], pool.runtime.batch_size)
+        rows = _requests(job.out, f"{work.folder}/{pool.name}", work.left[pool.name], pool.runtime.batch_size)
         branches.append(ENGINES[pool.engine].branch(rows, pool))
-    joined = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
-    return joined.map_batches(
-        parts.WritePart,
-        fn_constructor_args=(job.out, pools),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ActorPoolStrategy(size=1),
-        num_cpus=0.25,
-    )
+    return branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
 
 
-def _blocks(out: Artifact, folder: str, requests: int, rows_per_block: int) -> Dataset:
+def _requests(out: Artifact, folder: str, requests: int, rows_per_block: int) -> Dataset:
     """The request files as blocks of one engine batch. A block is what a kill can lose; a Parquet read would make one
     block of all the files, and a repartition of it is one more operator with its processes."""
     from ray.data import range as ray_range
 
     blocks = -(-requests // rows_per_block)
     numbers = ray_range(blocks, override_num_blocks=blocks, concurrency=1)
-    reader = {"out": out, "folder": folder}
+    read: Any = read_requests  # typed for Arrow blocks, which Ray's annotation of a batch leaves out
     return numbers.map_batches(
-        read_requests, fn_kwargs=reader, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, **ONE_TASK
+        read, fn_kwargs={"out": out, "folder": folder}, batch_format="pyarrow", batch_size=None, **ONE_TASK
     )
 
 
-def _summaries(rows: Dataset) -> Iterator[dict[str, Any]]:
-    for row in rows.iter_rows():
-        yield json.loads(row["summary"])
+def _blocks(rows: Dataset) -> Generator[pa.Table]:
+    """The answers, a block at a time as engines finish them; this process alone has the tokenizers to read them."""
+    block: Any
+    for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if block.num_rows:
+            yield block
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost message of an error that came through Ray."""
-    while getattr(error, "cause", None) is not None or error.__cause__ is not None:
-        error = getattr(error, "cause", None) or error.__cause__  # type: ignore[assignment]
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception)): ?(.*)$", re.MULTILINE)
+
+
+def cause(error: BaseException) -> str:
+    """What really failed, on one line: Ray's exceptions carry it as the text of a traceback among their own."""
+    raised = [(name, text) for name, text in _EXCEPTION.findall(str(error)) if not name.startswith("ray.")]
+    if not raised:
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
+    name, text = raised[-1]
+    return f"{name}: {text}"
 
 
 def refuse_errors(job: Job, errors: Counter[str], total: int) -> None:

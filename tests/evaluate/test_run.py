@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
@@ -12,6 +11,7 @@ from plad_ray.evaluate import pool, run, select
 from plad_ray.evaluate.rouge import rouge_columns
 from plad_ray.evaluate.table import verdict
 from plad_ray.evaluate.texts import count_words
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 ARMS = {"distilled": "distilled", "seqkd": "seqkd"}
 

@@ -109,7 +109,7 @@ def test_too_many_errors_fail_and_say_which(store, tiny_llama, ray_session):
     assert outcome.rows_out == 120 and outcome.metrics["generated_rows"] <= 120 - len(kept)
 
 
-def test_an_engine_that_breaks_is_reported_with_its_cause(store, tiny_llama, monkeypatch, ray_session):
+def test_an_engine_that_breaks_is_reported_with_its_cause(store, tiny_llama, ray_session):
     job = two_roles(store, tiny_llama, count=3, runtime={"teacher": {"engine_kwargs": {"seconds": "soon"}}})
     with pytest.raises(PladError, match=r"responses: generation failed: TypeError: .*str.* cannot be interpreted"):
         generate_run.run(job)
@@ -139,7 +139,7 @@ def test_files_are_compacted(store, monkeypatch):
 
 DRIVER = """
 import sys
-sys.path[:0] = {paths!r}
+sys.path.insert(0, {repository!r})
 from tests.generate.generate_jobs import *
 from plad_ray.generate import run as generate_run
 from plad_ray.stages import Stage, run_stage

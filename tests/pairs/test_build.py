@@ -4,11 +4,11 @@ import logging
 
 import numpy as np
 import pytest
-from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 from plad_ray.config import Pairs
 from plad_ray.errors import PladError
 from plad_ray.pairs import build, stats
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 PLAIN = {"pairs": Pairs().model_dump(mode="json"), "chat": False}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Evaluate, Pairs
@@ -22,6 +21,7 @@ from plad_ray.report import run as report_run
 from plad_ray.report import sentences, svg, terminal
 from plad_ray.report.markdown import fenced
 from plad_ray.stages import Job, Outcome
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
 #: chance that a fact is lost, altered or repeated, by policy
 FLAWS = {"teacher": 0.13, "student": 0.3, "distilled": 0.12, "seqkd": 0.15}

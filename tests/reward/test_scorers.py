@@ -1,11 +1,11 @@
 """Scorers: known values, what is truncated, what is refused; and the stage that runs them as Ray actors."""
 
 import pytest
-from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact
 
 from plad_ray.config import Scorer
 from plad_ray.errors import PladError
 from plad_ray.reward import build, check
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact
 
 
 def test_rouge_is_f1_against_the_reference() -> None:
