@@ -120,7 +120,8 @@ def execute(
 ) -> dict[str, Artifact]:
     """Run what is unfinished, independent stages side by side while ``capacity`` (CPUs, GPUs) lasts.
 
-    ``reporter`` is called when a stage starts and gives its progress function, ``ended`` when it is over. Returns the targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
+    ``reporter`` is called when a stage starts and gives its progress function, ``ended`` when it is over. Returns the
+    targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
     """
     todo = pending(targets, store)
     for stage in closure(targets):
