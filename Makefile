@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 SEEDS ?= 0 1 2 3 4
 
-.PHONY: setup demo demo-seeds test test-all chaos lint bench clean
+.PHONY: setup demo demo-seeds test test-all chaos lint clean
 
 setup: $(READY)
 
@@ -37,9 +37,6 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-bench: setup
-	$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf .venv build *.egg-info
