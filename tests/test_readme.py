@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from plad_ray import config
+from plad_ray.config.loading import apply_override
 from plad_ray.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_own_experiment_is_valid():
             overrides = [a for a in command if "=" in a]
             raw = yaml.safe_load(block)
             for override in overrides:
-                config._apply(raw, override)
+                apply_override(raw, override)
             config.parse(raw)
 
 

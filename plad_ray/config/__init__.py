@@ -1,0 +1,43 @@
+"""The experiment file: one YAML, parsed into frozen pydantic models before anything heavy is imported.
+
+Everything outside ``runtime`` changes the result and is identity; ``runtime`` (workers, GPUs, paths) never is.
+"""
+
+from plad_ray.config.base import SPLITS, SplitName, overlay
+from plad_ray.config.data import Columns, Data
+from plad_ray.config.evaluation import Evaluate, Scorer
+from plad_ray.config.experiment import Experiment
+from plad_ray.config.loading import load, parse
+from plad_ray.config.models import Draw, Generate, Model, Role, Scratch
+from plad_ray.config.pairs import Arm, Pairs, Pick
+from plad_ray.config.runtime import Pool, Runtime, TrainRuntime
+from plad_ray.config.training import Distill, Lora, Objective, Sft, Training
+
+__all__ = [
+    "SPLITS",
+    "Arm",
+    "Columns",
+    "Data",
+    "Distill",
+    "Draw",
+    "Evaluate",
+    "Experiment",
+    "Generate",
+    "Lora",
+    "Model",
+    "Objective",
+    "Pairs",
+    "Pick",
+    "Pool",
+    "Role",
+    "Runtime",
+    "Scorer",
+    "Scratch",
+    "Sft",
+    "SplitName",
+    "TrainRuntime",
+    "Training",
+    "load",
+    "overlay",
+    "parse",
+]
