@@ -194,6 +194,7 @@ def _train(
         config,
         inputs,
         identity,
+        version=2,
         cpus=train.workers * train.cpus_per_worker,
         gpus=train.workers * train.gpus_per_worker,
     )

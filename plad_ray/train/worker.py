@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -93,7 +94,7 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
     tokenizer: PreTrainedTokenizerBase
     if model.scratch is not None and "base/0" not in job.inputs:
         policy = None
-        network, tokenizer = make(model.scratch, _texts(kept), seed)
+        network, tokenizer = make(model.scratch, train_texts(table), seed)
     else:
         policy = resolve(model, *_bases(job))
         tokenizer = load_tokenizer(policy)
@@ -203,9 +204,11 @@ def _bases(job: Job) -> list[Any]:
     return [job.inputs[key] for key in keys]
 
 
-def _texts(table: pa.Table) -> list[str]:
-    """Prompts and references apart: joined, the words at the seam would be one."""
-    return [text for name in ("prompt", "reference") for text in table.column(name).to_pylist()]
+def train_texts(prompts: pa.Table) -> list[str]:
+    """What a tokenizer made here learns from: the whole train shard, whatever ``sft.limit``, so that teacher and student
+    made alike share one vocabulary. Prompts and references apart: joined, the words at the seam would be one."""
+    shard = prompts.filter(pc.equal(prompts["split"], "train"))
+    return [text for name in ("prompt", "reference") for text in shard.column(name).to_pylist() if text]
 
 
 def _any_failed(failed: bool, world: World) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 from itertools import pairwise
 
+import pyarrow as pa
 import pytest
 import torch
 from train_jobs import WORDS, column, distill_job, pair_rows_table, publish, session, sft_job
@@ -14,7 +15,7 @@ from plad_ray.config import Model
 from plad_ray.models.load import load_model, load_tokenizer
 from plad_ray.models.policy import resolve
 from plad_ray.models.tokens import encode_response
-from plad_ray.train.worker import World, work
+from plad_ray.train.worker import World, train_texts, work
 
 pytestmark = pytest.mark.usefixtures("gloo")
 NAMES = ("loss", "grad_norm", "rewards/chosen", "rewards/accuracies", "lengths/rejected", "num_tokens", "epoch")
@@ -194,3 +195,11 @@ def load_state(job) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(job.out.local_folder() / "adapter_model.safetensors")
+
+
+def test_a_tokenizer_made_here_learns_from_the_whole_train_shard():
+    """Teacher and student tuned on different amounts of the shard share one vocabulary, as white-box methods need."""
+    table = pa.table(
+        {"split": ["train", "test", "train"], "prompt": ["a b", "zzz", "c"], "reference": ["d", "zzz", None]}
+    )
+    assert train_texts(table) == ["a b", "c", "d"]
