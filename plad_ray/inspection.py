@@ -82,10 +82,10 @@ def lineage(stage: Stage, store: Store) -> Tree:
 
 def tokens(exp: Experiment, whole: Plan, store: Store, n: int, of: str, console: Console) -> None:
     """Ids, pieces and loss mask of the first training rows, exactly as the trainer makes them."""
-    from plad_ray import objectives
     from plad_ray.models.load import load_tokenizer
     from plad_ray.models.policy import resolve
-    from plad_ray.train.rows import pair_rows, sft_rows
+    from plad_ray.train.rows import rows_of
+    from plad_ray.train.worker import objective_of, sections
 
     stage = _stage(whole, of or "distill")
     if "training" not in stage.config:
@@ -96,20 +96,19 @@ def tokens(exp: Experiment, whole: Plan, store: Store, n: int, of: str, console:
     tuned = f"sft-{'teacher' if stage.name == 'sft-teacher' else 'student'}"
     bases = [_finished(whole.stages[tuned], store)] if tuned in whole.stages else []
     tokenizer = load_tokenizer(resolve(role.model, *bases))
-    if stage.config["kind"] == "sft":
+    _, training = sections(stage.config)
+    objective = objective_of(training)
+    split = "train" if stage.config["kind"] == "sft" else "distill"
+    if objective.trains_on == "references":
         prompts = _finished(stage.inputs["prompts"], store).dataset()
-        table = prompts.head(n, filter=(pads.field("split") == "train") & pads.field("reference").is_valid())
-        rows = sft_rows(table, tokenizer, role.model)
-        names = ["reference"]
+        table = prompts.head(n, filter=(pads.field("split") == split) & pads.field("reference").is_valid())
     else:
-        fields = dict(stage.config["training"]["objective"])
-        fields.pop("source", None)
-        objective = objectives.build(fields.pop("name"), fields)
         table = _finished(stage.inputs["pairs"], store).dataset().head(n)
-        rows = pair_rows(table, tokenizer, role.model, objective)
-        names = ["chosen", "rejected"]
+    rows = rows_of(table, tokenizer, role.model, objective)
+    names = {"references": ["reference"], "lists": []}.get(objective.trains_on, ["chosen", "rejected"])
     for index, row in enumerate(rows):
-        for name, response in zip(names, row.candidates, strict=False):
+        for k, response in enumerate(row.candidates):
+            name = names[k] if k < len(names) else f"candidate {k}"
             console.print(
                 f"[bold]row {index} {name}[/bold]  ({len(row.prompt)} prompt + {len(response)} response tokens)"
             )

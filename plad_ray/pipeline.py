@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from plad_ray import parts
 from plad_ray.config import Experiment
-from plad_ray.stages import Stage
+from plad_ray.parts.common import present
+from plad_ray.stages import Stage, closure
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,19 @@ def plan(exp: Experiment) -> Plan:
 
     responses = parts.generate_bases(exp, prompts, teacher, student)
     scores = parts.score(exp, "scores", prompts, responses)
-    imported = parts.imported_responses(exp, prompts)
-    pairs = parts.pairs(exp, arms, prompts, responses, imported, scores)
-
-    adapters = {}
-    for arm, (_, distill) in arms.items():
-        if distill.select_on_dev:
-            adapters[arm] = parts.select_on_dev(exp, arm, distill, prompts, pairs[arm], student)
-        else:
-            adapters[arm] = parts.distill(exp, arm, distill, pairs[arm], student)
+    texts = {"prompts": prompts, "responses": responses, "imported": parts.imported_responses(exp, prompts)}
+    made = parts.Made(prompts, teacher, (student,) if student else (), present({**texts, "scores": scores}))
+    tables = parts.tables(exp, arms, made)
+    adapters = parts.adapters(exp, arms, made, tables)
 
     eval_responses = parts.generate_arms(exp, "eval-responses", adapters, prompts, student, exp.evaluate.split)
     eval_scores = parts.score(exp, "eval-scores", prompts, eval_responses)
     evaluation = parts.evaluate(exp, prompts, responses, scores, eval_responses, eval_scores)
     report = parts.report(
-        exp, prompts, teacher, student, responses, scores, pairs, adapters, eval_responses, evaluation
+        exp, prompts, teacher, student, responses, scores, tables, adapters, eval_responses, evaluation
     )
     return Plan(_named(report), report)
 
 
 def _named(last: Stage) -> dict[str, Stage]:
-    from plad_ray.stages import closure
-
     return {stage.name: stage for stage in closure([last])}

@@ -97,6 +97,21 @@ def pair_schema(chat: bool) -> pa.Schema:
     )
 
 
+def list_schema(chat: bool) -> pa.Schema:
+    """One row a prompt with every candidate text, as list-wise objectives read them."""
+    text = MESSAGES if chat else pa.string()
+    return pa.schema(
+        [
+            ("prompt", text),
+            ("candidates", pa.list_(text)),
+            ("scores", pa.list_(pa.float64())),
+            ("prompt_id", pa.string()),
+            ("rids", pa.list_(pa.string())),
+            ("finish_reasons", pa.list_(pa.string())),
+        ]
+    )
+
+
 def response_text(value: str | list[Mapping[str, Any]]) -> str:
     """The text of a ``chosen`` or ``rejected`` cell, plain or conversational."""
     return value if isinstance(value, str) else value[-1]["content"]

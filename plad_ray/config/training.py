@@ -60,6 +60,8 @@ class Distill(Training):
         {}, description="candidates by name, each a partial distill section; the best dev win rate is kept"
     )
 
+    rounds: Count = Field(1, description="iterative PLaD: new pairs from the newest adapter before each further round")
+
     def candidates(self) -> dict[str, Distill]:
         """The full sections that ``select_on_dev`` names."""
         base = self.model_copy(update={"select_on_dev": {}})

@@ -46,6 +46,31 @@ def eos_ids(tokenizer: PreTrainedTokenizerBase, model: Model) -> tuple[int, ...]
     return tuple(dict.fromkeys(ids))
 
 
+def check_same_tokens(student: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str) -> None:
+    """PladError when ``other`` (the tokenizer of the frozen model ``name``) gives any token another id.
+
+    A vocabulary that is only padded differently in the model is fine; logits are cut to what both share.
+    """
+    ours, theirs = student.get_vocab(), other.get_vocab()
+    if ours == theirs:
+        return
+    token = min(
+        (t for t in {**ours, **theirs} if ours.get(t) != theirs.get(t)), key=lambda t: ours.get(t, theirs.get(t, 0))
+    )
+    raise PladError(
+        f"the {name}'s tokenizer differs from the student's ({len(theirs)} and {len(ours)} tokens; {token!r} is "
+        f"{theirs.get(token, 'none')} there and {ours.get(token, 'none')} here), so their logits cannot be compared. "
+        f"Methods that need the teacher's text alone work: {', '.join(text_only())}"
+    )
+
+
+def text_only() -> list[str]:
+    """The built-in objectives that read no logits of a teacher."""
+    from plad_ray.objectives import OBJECTIVES
+
+    return [name for name, kind in OBJECTIVES.items() if name != "sft" and "teacher" not in kind().logits_of]
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], model: Model) -> list[int]:
     """Ids of a prompt row (``prompt``, and ``messages`` when conversational), BOS as the tokenizer has it and once.
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from plad_ray.errors import PladError
-from plad_ray.objectives.base import Objective, Terms
+from plad_ray.objectives.base import Objective, Rollout, Terms, Values
 from plad_ray.objectives.plad import PladMargin, PladRank
 from plad_ray.objectives.sft import SeqKD, Sft
 
@@ -20,7 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "plad_margin": PladMargin,
 }
 
-__all__ = ["OBJECTIVES", "Objective", "Terms", "build"]
+__all__ = ["OBJECTIVES", "Objective", "Rollout", "Terms", "Values", "build"]
 
 
 def build(name: str, params: dict[str, Any]) -> Objective:

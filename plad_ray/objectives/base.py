@@ -6,8 +6,9 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ from torch import Tensor
 from plad_ray.errors import PladError
 
 Reduction = Literal["sum", "mean"]
+#: What one training row holds, in order of its candidates.
+#: references: the human text of a distillation prompt; chosen: the first text of a pair; pairs: chosen, rejected;
+#: lists: every drawn text with its score; rejection: pairs out of statistical rejection sampling.
+Table = Literal["references", "chosen", "pairs", "lists", "rejection"]
+#: By name, a value of each response token: [N] in a chunk, [B, K, T] in a batch.
+Values = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,26 +37,72 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """One fresh sample of the live student for each training row, appended to the row's candidates.
+
+    Drawn from α·p_teacher + (1 − α)·q_student a token, α = ``teacher_mix`` (MiniLLM), every ``every`` optimizer steps for
+    the rows of the steps until the next.
+    """
+
+    temperature: float = 1.0
+    teacher_mix: float = 0.0
+    every: int = 1
+    #: the sample takes the place of the table's candidates
+    replaces: bool = False
+    #: share of optimizer steps that are trained on fresh samples; the others see the table alone
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class Objective:
     """Base of all objectives. Subclasses are frozen dataclasses."""
 
-    #: candidates a prompt the training table must hold, in order (2: chosen, rejected); the pair builder reads it.
-    candidates: ClassVar[int] = 2
+    #: what a training row holds; the pair builder reads it.
+    trains_on: ClassVar[Table] = "pairs"
     #: whether ``scores_BK`` must be real numbers, so that a scorer has to be configured.
     needs_scores: ClassVar[bool] = False
 
-    def per_token(self, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
-        """Value of each response position, [N]; called chunk by chunk. Default: fp32 log-prob of the token."""
-        logits_NV = logits_NV.float()
-        return logits_NV.gather(-1, ids_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+    @property
+    def logits_of(self) -> tuple[str, ...]:
+        """Frozen models whose logits ``per_token`` gets: ``teacher``, ``reference`` (the student before distillation), or
+        a name of ``upstream``."""
+        return ()
+
+    @property
+    def logps_of(self) -> tuple[str, ...]:
+        """Frozen models of which the log-probs of a row's tokens suffice; ``loss`` gets them as ``<name>_logp``. They are
+        computed once, before the first step, so they exclude ``rollout``."""
+        return ()
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """How the live student is sampled, when fresh samples are needed."""
+        return None
+
+    def upstream(self) -> dict[str, dict[str, Any]]:
+        """Frozen models that are trained first: by name, the partial ``distill`` section that makes each."""
+        return {}
+
+    def per_token(self, logits_NV: Tensor, frozen_NV: Mapping[str, Tensor], ids_N: Tensor) -> Values:
+        """Values of each response position, [N] each; called chunk by chunk. Default: ``logp``, the fp32 log-prob of the
+        token. ``frozen_NV`` holds the logits of ``logits_of`` (no gradient), cut to the vocabulary both share."""
+        return {"logp": token_logps(logits_NV, ids_N)}
 
     def counts(self, mask_BKT: Tensor) -> dict[str, Tensor]:
         """Denominator of each term for these rows; depends on data alone, so it is known before the forward pass."""
         raise NotImplementedError
 
-    def loss(self, values_BKT: Tensor, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
-        """Sums over whole sequences. Rows whose mask is empty are padding and contribute nothing."""
+    def loss(self, values: Values, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
+        """Sums over whole sequences. ``values`` [B, K, T] by name are those of ``per_token``, ``<name>_logp`` of
+        ``logps_of`` and, on the fresh sample, ``sampled_logp``: its log-prob under the mixture it was drawn from, before
+        temperature. A candidate whose mask is empty is padding (a row may have fewer than K): it contributes nothing."""
         raise NotImplementedError
+
+
+def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+    """fp32 log-prob [N] of ``ids_N``."""
+    logits_NV = logits_NV.float()
+    return logits_NV.gather(-1, ids_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
 
 
 def sequence_logps(values_BKT: Tensor, mask_BKT: Tensor, reduction: Reduction) -> Tensor:

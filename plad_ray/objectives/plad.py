@@ -12,6 +12,7 @@ from plad_ray.objectives.base import (
     Objective,
     Reduction,
     Terms,
+    Values,
     check_reduction,
     pair_metrics,
     rows,
@@ -38,8 +39,8 @@ class _Hinge(Objective):
         counts = {"hinge": rows(mask_BKT).sum()}
         return counts | {"nll": mask_BKT[:, 0].sum().float()} if self.sft_weight else counts
 
-    def loss(self, values_BKT: Tensor, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
-        row_B = rows(mask_BKT)
+    def loss(self, values: Values, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
+        values_BKT, row_B = values["logp"], rows(mask_BKT)
         logps_BK = sequence_logps(values_BKT, mask_BKT, self.logp_reduction)
         hinge_B = (self.margins(scores_BK) - logps_BK[:, 0] + logps_BK[:, 1]).clamp(min=0)
         sums = {"hinge": (hinge_B * row_B).sum()}

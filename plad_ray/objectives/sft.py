@@ -8,20 +8,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from plad_ray.objectives.base import Objective, Terms
+from plad_ray.objectives.base import Objective, Table, Terms, Values
 
 
 @dataclass(frozen=True)
 class Sft(Objective):
-    """L = −Σ_t log q(y_t | y_<t, x) / Σ tokens of the step, EOS counted. Reads the first candidate only."""
+    """L = −Σ_t log q(y_t | y_<t, x) / Σ tokens of the step, EOS counted. On the human text of the distillation
+    prompts it is Table 1's SFT row."""
 
-    candidates: ClassVar[int] = 1
+    trains_on: ClassVar[Table] = "references"
 
     def counts(self, mask_BKT: Tensor) -> dict[str, Tensor]:
         return {"nll": mask_BKT[:, 0].sum().float()}
 
-    def loss(self, values_BKT: Tensor, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
-        nll = -(values_BKT[:, 0] * mask_BKT[:, 0]).sum()
+    def loss(self, values: Values, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
+        nll = -(values["logp"][:, 0] * mask_BKT[:, 0]).sum()
         tokens = mask_BKT[:, 0].sum().float()
         with torch.no_grad():
             metrics = {"logps/chosen_token": (-nll, tokens)}
@@ -31,3 +32,5 @@ class Sft(Objective):
 @dataclass(frozen=True)
 class SeqKD(Sft):
     """Sequence-level KD (Kim & Rush, arXiv 1606.07947): SFT's loss on the chosen text, which the teacher wrote."""
+
+    trains_on: ClassVar[Table] = "chosen"

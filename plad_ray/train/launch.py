@@ -62,7 +62,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray import train
     from ray.train.torch import get_device
 
-    from plad_ray.train.worker import World, work
+    from plad_ray.train.worker import work
+    from plad_ray.train.world import World
 
     job: Job = config["job"]
     torch.set_num_threads(max(1, int(job.runtime.train.cpus_per_worker)))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
-from plad_ray.objectives import Objective
+from plad_ray.objectives import Objective, Values
+from plad_ray.objectives.base import token_logps
+from plad_ray.train.forward import head_gives_logits, lm_head, response_hidden
+from plad_ray.train.frozen import FrozenModels
 from plad_ray.train.layout import Batch
 
 #: Logits computed at once (positions × vocabulary); 64 MiB in fp32.
@@ -15,73 +19,79 @@ CHUNK_ELEMENTS = 2**24
 
 
 class ResponseValues(nn.Module):
-    """A model whose forward pass gives the objective's value of each response token, [B, K, T], 0 where there is none.
+    """A model whose forward pass gives the objective's values of each response token, [B, K, T], 0 where there is none.
 
-    Only positions that predict a response token reach the LM head, chunk by chunk (recomputed in the backward pass when
-    there is more than one chunk). Modules are called, never their weights, so ZeRO-3 and PEFT hooks work as usual; it
-    is the root module that DeepSpeed gets.
+    Only positions that predict a response token reach the LM heads (the student's and those of the frozen models that the
+    objective reads), chunk by chunk, recomputed in the backward pass when there is more than one. Modules are called,
+    never their weights, so ZeRO-3 and PEFT hooks work as usual; it is the root module that DeepSpeed gets, frozen models
+    included, so that ZeRO-3 shards those too.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective):
+    def __init__(self, model: nn.Module, objective: Objective, frozen: FrozenModels | None = None):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.frozen = frozen or FrozenModels()
+        self.frozen_modules = nn.ModuleDict(self.frozen.own)
         self.head_alone = head_gives_logits(model)
+        self.frozen_alone = {name: head_gives_logits(module) for name, module in self.frozen.own.items()}
 
-    def forward(self, batch: Batch) -> Tensor:
-        base = causal_model(self.model)
-        if self.head_alone:
-            hidden_SLH = base.get_decoder()(
-                input_ids=batch.ids_SL, attention_mask=batch.attention_SL, use_cache=False
-            ).last_hidden_state
-            rows_N = hidden_SLH.flatten(0, 1)[batch.source_N]
-        else:  # the architecture does more between decoder and logits (scaling, soft-capping): let it do so
-            logits_SLV = base(input_ids=batch.ids_SL, attention_mask=batch.attention_SL, use_cache=False).logits
-            rows_N = logits_SLV.flatten(0, 1)[batch.source_N]
-        return scatter(self._values(base, rows_N, batch), batch)
+    def train(self, mode: bool = True) -> ResponseValues:
+        super().train(mode)
+        self.frozen_modules.eval()
+        return self
 
-    def _values(self, base: PreTrainedModel, rows_N: Tensor, batch: Batch) -> Tensor:
-        head = base.get_output_embeddings() if self.head_alone else nn.Identity()
+    def forward(self, batch: Batch) -> Values:
+        frozen = {name: self._frozen_hidden(name, batch) for name in self.objective.logits_of}
+        hidden_N = response_hidden(self.model, batch, self.head_alone)
+        student = lm_head(self.model, self.head_alone)
+        heads = {name: self._frozen_head(name) for name in frozen}
 
-        def chunk(rows_N: Tensor, ids_N: Tensor) -> Tensor:
-            return self.objective.per_token(head(rows_N), ids_N)
+        def chunk(hidden_N: Tensor, ids_N: Tensor, *frozen_N: Tensor) -> Values:
+            logits_NV = student(hidden_N)
+            with torch.no_grad():
+                others = {name: heads[name](h_N) for name, h_N in zip(heads, frozen_N, strict=True)}
+            shared = min(logits.shape[-1] for logits in (logits_NV, *others.values()))  # padded vocabularies differ
+            others = {name: logits[:, :shared] for name, logits in others.items()}
+            return self.objective.per_token(logits_NV[:, :shared], others, ids_N)
 
-        if batch.chunks == 1:
-            return chunk(rows_N, batch.target_N)
-        pairs = zip(rows_N.tensor_split(batch.chunks), batch.target_N.tensor_split(batch.chunks), strict=True)
-        return torch.cat(
-            [checkpoint(chunk, r_N, i_N, use_reentrant=False, preserve_rng_state=False) for r_N, i_N in pairs]
-        )
+        return _in_chunks(chunk, batch, hidden_N, batch.target_N, *frozen.values())
+
+    @torch.no_grad()
+    def frozen_logps(self, name: str, batch: Batch) -> Tensor:
+        """Log-probs [B, K, T] of the response tokens under the frozen model ``name``."""
+        head = self._frozen_head(name)
+
+        def chunk(hidden_N: Tensor, ids_N: Tensor) -> Values:
+            return {"logp": token_logps(head(hidden_N), ids_N)}
+
+        return _in_chunks(chunk, batch, self._frozen_hidden(name, batch), batch.target_N)["logp"]
+
+    def _frozen_hidden(self, name: str, batch: Batch) -> Tensor:
+        with torch.no_grad(), self.frozen.view(name, self.model) as model:
+            return response_hidden(model, batch, self._alone(name))
+
+    def _frozen_head(self, name: str) -> nn.Module:
+        return lm_head(self.frozen.own.get(name, self.model), self._alone(name))
+
+    def _alone(self, name: str) -> bool:
+        return self.frozen_alone.get(name, self.head_alone)
+
+
+def _in_chunks(chunk: Callable[..., Values], batch: Batch, *rows_N: Tensor) -> Values:
+    """``chunk`` over equal pieces of ``rows_N``, put where they belong: [B, K, T] by name."""
+    if batch.chunks == 1:
+        values = [chunk(*rows_N)]
+    else:
+        pieces = zip(*(rows.tensor_split(batch.chunks) for rows in rows_N), strict=True)
+        values = [checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return {name: scatter(torch.cat([v[name] for v in values]), batch) for name in values[0]}
 
 
 def scatter(values_N: Tensor, batch: Batch) -> Tensor:
     """Put each value at its (row, candidate, token), zeros elsewhere."""
     flat = values_N.new_zeros(batch.mask_BKT.numel()).index_copy(0, batch.place_N, values_N)
     return flat.view_as(batch.mask_BKT)
-
-
-def causal_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator,return-value]
-
-
-@torch.no_grad()
-def head_gives_logits(model: nn.Module) -> bool:
-    """Whether LM head(decoder(x)) is exactly the model's logits; tried on a few tokens, so no list of architectures.
-
-    Bit for bit: the same modules do the same work, while any scaling or soft-capping in between shows in the last bits.
-    """
-    base = causal_model(model)
-    head = base.get_output_embeddings()
-    if head is None:
-        return False
-    training = model.training
-    model.eval()
-    ids = torch.arange(1, 6, device=base.device)[None] % base.config.get_text_config().vocab_size
-    logits = base(input_ids=ids, use_cache=False).logits
-    alone = head(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
-    model.train(training)
-    return torch.equal(logits, alone)
 
 
 def chunk_count(positions: int, vocabulary: int) -> int:

@@ -19,6 +19,7 @@ from plad_ray.objectives import Objective
 from plad_ray.train import deepspeed as ds
 from plad_ray.train.layout import Batch, Row, concatenate, filler
 from plad_ray.train.logprobs import chunk_count
+from plad_ray.train.rollouts import Rollouts
 from plad_ray.train.sampler import Plan, deal, stateless_seed
 from plad_ray.train.schedule import learning_rate
 
@@ -40,6 +41,7 @@ class Run:
     workers: int
     vocabulary: int
     pad: int
+    rollouts: Rollouts | None = None
     start: int = 0
     lines: list[dict[str, float]] = field(default_factory=list)
 
@@ -94,8 +96,8 @@ def one_step(run: Run, step: int, began: float) -> _Step:
     collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for micro, batch in enumerate(batches):
         torch.manual_seed(stateless_seed(run.plan.seed, step, micro, run.rank))
-        values_BKT = run.engine(batch)
-        terms = run.objective.loss(values_BKT, batch.mask_BKT, batch.scores_BK)
+        values = run.engine(batch) | batch.known
+        terms = run.objective.loss(values, batch.mask_BKT, batch.scores_BK)
         loss = torch.stack([terms.sums[name] / counts[name] for name in counts]).sum()
         ds.backward(run.engine, loss, last=micro == len(batches) - 1, workers=run.workers)
         one = torch.ones_like(loss.detach())
@@ -113,13 +115,40 @@ def one_step(run: Run, step: int, began: float) -> _Step:
 
 def batches_of(run: Run, step: int) -> list[Batch]:
     """This worker's micro-batches of a step, on its device; a share without rows becomes one filler row."""
+    shares = _shares(run, step)
+    rollouts = run.rollouts if run.rollouts is not None and run.rollouts.wanted(step) else None
+    if run.rollouts is not None and run.rollouts.starts_window(step):
+        run.rollouts.draw(_asked(run, step))
     batches = []
-    for dealt in deal(run.plan.step_rows(step), run.lengths, run.workers, run.micro_batch):
-        positions = max(sum(run.rows[i].positions for i in share) for share in dealt)
-        rows = [run.rows[i] for i in dealt[run.rank]] or [filler(run.objective.candidates)]
+    for dealt in shares:
+        positions = max(sum(_positions(run, i, rollouts) for i in share) for share in dealt)
+        if rollouts is None:
+            rows = [run.rows[i] for i in dealt[run.rank]] or [filler(run.rows[0])]
+        else:
+            rows = [rollouts.row(step, i, run.rows[i]) for i in dealt[run.rank]] or [rollouts.filler(run.rows[0])]
         batch = concatenate(rows, run.pad, chunk_count(positions, run.vocabulary))
         batches.append(batch.to(run.engine.device))
     return batches
+
+
+def _shares(run: Run, step: int) -> list[list[list[int]]]:
+    return deal(run.plan.step_rows(step), run.lengths, run.workers, run.micro_batch)
+
+
+def _positions(run: Run, index: int, rollouts: Rollouts | None) -> int:
+    """Response tokens of a row; where it gets a fresh sample, the most that it can get: other workers' are not known."""
+    row = run.rows[index]
+    if rollouts is None:
+        return row.positions
+    return rollouts.max_tokens + (0 if rollouts.settings.replaces else row.positions)
+
+
+def _asked(run: Run, step: int) -> list[list[tuple[int, int, Row]]]:
+    """This worker's rows of the window that begins at ``step``, by micro-batch."""
+    rollouts = run.rollouts
+    assert rollouts is not None
+    steps = [s for s in range(step, min(step + rollouts.settings.every, run.plan.steps)) if rollouts.wanted(s)]
+    return [[(s, i, run.rows[i]) for i in dealt[run.rank]] for s in steps for dealt in _shares(run, s)]
 
 
 def global_counts(run: Run, batches: list[Batch]) -> dict[str, Tensor]:
@@ -134,8 +163,10 @@ def global_counts(run: Run, batches: list[Batch]) -> dict[str, Tensor]:
 
 def dry_step(run: Run) -> None:
     """A step of zero gradient, which makes the optimizer create its state."""
-    batch = concatenate([filler(run.objective.candidates)], run.pad).to(run.engine.device)
-    ds.backward(run.engine, run.engine(batch).sum() * 0.0, last=True, workers=run.workers)
+    batch = concatenate([filler(run.rows[0])], run.pad).to(run.engine.device)
+    values = run.engine(batch)
+    nothing = torch.stack([value.sum() for value in values.values()]).sum() * 0.0
+    ds.backward(run.engine, nothing, last=True, workers=run.workers)
     ds.step(run.engine, run.training)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from plad_ray.config import Model
+from plad_ray.config import Model, SplitName
 from plad_ray.errors import PladError
 from plad_ray.models.tokens import encode_prompt, encode_response, eos_ids
 from plad_ray.objectives import Objective
@@ -17,15 +17,15 @@ from plad_ray.records import response_text
 from plad_ray.train.layout import Row
 
 
-def sft_table(prompts: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str, int]]:
-    """Rows of the train shard that have a reference, at most ``limit`` (a prefix), and the rest counted by reason."""
+def reference_table(prompts: pa.Table, split: SplitName, limit: int | None) -> tuple[pa.Table, dict[str, int]]:
+    """Rows of ``split`` that have a reference, at most ``limit`` (a prefix), and the rest counted by reason."""
     splits, references = prompts.column("split").to_pylist(), prompts.column("reference").to_pylist()
     keep: list[int] = []
     dropped = Counter[str]()
-    for index, (split, reference) in enumerate(zip(splits, references, strict=True)):
+    for index, (found, reference) in enumerate(zip(splits, references, strict=True)):
         reason = (
             "other_split"
-            if split != "train"
+            if found != split
             else "no_reference"
             if not reference
             else "over_limit"
@@ -38,21 +38,30 @@ def sft_table(prompts: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str,
             dropped[reason] += 1
     if not keep:
         raise PladError(
-            f"no prompt of split train has a reference, so there is nothing to tune on (rows: {dict(dropped)})"
+            f"no prompt of split {split} has a reference, so there is nothing to tune on (rows: {dict(dropped)})"
         )
     return prompts.take(keep), dict(dropped)
 
 
-def pair_table(pairs: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str, int]]:
-    """The first ``limit`` pairs."""
-    if pairs.num_rows == 0:
+def first_rows(table: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str, int]]:
+    """The first ``limit`` rows of a table of pairs or lists."""
+    if table.num_rows == 0:
         raise PladError("the pair table is empty: every pair was dropped when it was built (see its manifest)")
-    kept = pairs if limit is None else pairs.slice(0, limit)
-    over = pairs.num_rows - kept.num_rows
+    kept = table if limit is None else table.slice(0, limit)
+    over = table.num_rows - kept.num_rows
     return kept, {"over_limit": over} if over else {}
 
 
-def sft_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model) -> list[Row]:
+def rows_of(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective) -> list[Row]:
+    """Training rows of whatever ``objective`` trains on."""
+    if objective.trains_on == "references":
+        return reference_rows(table, tokenizer, model)
+    if objective.trains_on == "lists":
+        return list_rows(table, tokenizer, model)
+    return pair_rows(table, tokenizer, model, objective)
+
+
+def reference_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model) -> list[Row]:
     """Prompt and reference, EOS appended: a reference is a finished text."""
     eos = eos_ids(tokenizer, model)[0]
     rows = []
@@ -65,10 +74,8 @@ def sft_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model) 
 
 def pair_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective) -> list[Row]:
     """Prompt, chosen and rejected (or chosen alone, as the objective asks); truncated text gets no EOS."""
-    if objective.candidates not in (1, 2):
-        raise PladError(f"the objective asks for {objective.candidates} candidates a prompt; a pair table holds 2")
     eos = eos_ids(tokenizer, model)[0]
-    sides = ("chosen", "rejected")[: objective.candidates]
+    sides = ("chosen",) if objective.trains_on == "chosen" else ("chosen", "rejected")
     rows = []
     for record in table.to_pylist():
         prompt = encode_prompt(tokenizer, _prompt(record, model), model)
@@ -78,6 +85,19 @@ def pair_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model,
         ]  # none recorded: an imported, whole text
         candidates = [encode_response(tokenizer, t, eos if e else None) for t, e in zip(texts, ended, strict=True)]
         rows.append(_row(prompt, candidates, _scores(record, sides, objective), model))
+    return rows
+
+
+def list_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model) -> list[Row]:
+    """Prompt and every candidate with its score (``records.list_schema``); truncated text gets no EOS."""
+    eos = eos_ids(tokenizer, model)[0]
+    rows = []
+    for record in table.to_pylist():
+        prompt = encode_prompt(tokenizer, _prompt(record, model), model)
+        texts = [response_text(text) for text in record["candidates"]]
+        ended = [reason != "length" for reason in record["finish_reasons"]]
+        candidates = [encode_response(tokenizer, t, eos if e else None) for t, e in zip(texts, ended, strict=True)]
+        rows.append(_row(prompt, candidates, record["scores"], model))
     return rows
 
 

@@ -1,11 +1,10 @@
-"""What every training worker does, from artifacts to artifact. Knows nothing of Ray but the handful in ``World``."""
+"""What every training worker does, from artifacts to artifact. Knows nothing of Ray but what ``World`` holds."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,27 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from plad_ray.artifacts import Artifact
 from plad_ray.config import Distill, Model, Sft, Training
 from plad_ray.errors import PladError
 from plad_ray.models.load import DTYPES, load_base, load_tokenizer
 from plad_ray.models.policy import Policy, resolve
 from plad_ray.models.scratch import make
-from plad_ray.models.tokens import eos_ids, pad_id
+from plad_ray.models.tokens import check_same_tokens, eos_ids, pad_id
 from plad_ray.objectives import Objective, build
 from plad_ray.stages import Job
 from plad_ray.train import checkpoint, deepspeed
 from plad_ray.train.adapter import save_adapter, save_model, with_lora
+from plad_ray.train.forward import causal_model
+from plad_ray.train.frozen import FrozenModels, load_frozen
+from plad_ray.train.known import with_frozen_logps
 from plad_ray.train.layout import Row
-from plad_ray.train.logprobs import ResponseValues, causal_model
+from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.loop import Run, dry_step, train
-from plad_ray.train.rows import pair_rows, pair_table, sft_rows, sft_table
+from plad_ray.train.rollouts import Rollouts
+from plad_ray.train.rows import first_rows, reference_table, rows_of
 from plad_ray.train.sampler import Plan
-
-
-@dataclass(frozen=True)
-class World:
-    """A worker's place and its two ways out: the checkpoint to resume from, and where to hand the next one."""
-
-    rank: int
-    workers: int
-    device: torch.device
-    resume: Path | None
-    report: Callable[[dict[str, float], Path | None], None]  # collective; the folder is given on rank 0 only
+from plad_ray.train.world import World
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,7 @@ class Parts:
     policy: Policy | None  # None: a model made from scratch
     rows: list[Row]
     objective: Objective
+    frozen: FrozenModels
     rows_in: int
     dropped: dict[str, int]
 
@@ -83,12 +78,24 @@ def sections(config: dict[str, Any]) -> tuple[Model, Sft | Distill]:
     return Model.model_validate(config["model"]), kind.model_validate(config["training"])
 
 
+def objective_of(training: Sft | Distill) -> Objective:
+    """What a training section minimises."""
+    if isinstance(training, Sft):
+        return build("sft", {})
+    return build(training.objective.name, training.objective.params)
+
+
 def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Parts:
-    """Read the table, load or make model and tokenizer, tokenise."""
+    """Read the table, load or make model and tokenizer, tokenise, load frozen models."""
     seed = job.config["seed"]
-    table = job.inputs["prompts" if isinstance(training, Sft) else "pairs"].table()
-    cut = sft_table if isinstance(training, Sft) else pair_table
-    kept, dropped = cut(table, training.limit)
+    objective = objective_of(training)
+    references = objective.trains_on == "references"
+    table = job.inputs["prompts" if references else "pairs"].table()
+    kept, dropped = (
+        reference_table(table, "train" if isinstance(training, Sft) else "distill", training.limit)
+        if references
+        else first_rows(table, training.limit)
+    )
     policy: Policy | None
     network: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -96,18 +103,27 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
         policy = None
         network, tokenizer = make(model.scratch, train_texts(table), seed)
     else:
-        policy = resolve(model, *_bases(job))
+        policy = resolve(model, *_artifacts(job, "base"))
         tokenizer = load_tokenizer(policy)
         network = _network(policy, model, training, seed)
     if job.runtime.train.gradient_checkpointing:
         causal_model(network).gradient_checkpointing_enable({"use_reentrant": False})
-    if isinstance(training, Sft):
-        objective = build("sft", {})
-        rows = sft_rows(kept, tokenizer, model)
-    else:
-        objective = build(training.objective.name, training.objective.params)
-        rows = pair_rows(kept, tokenizer, model, objective)
-    return Parts(network, tokenizer, policy, rows, objective, table.num_rows, dropped)
+    frozen = load_frozen(network, policy, _frozen_policies(job, tokenizer, objective))
+    rows = rows_of(kept, tokenizer, model, objective)
+    return Parts(network, tokenizer, policy, rows, objective, frozen, table.num_rows, dropped)
+
+
+def _frozen_policies(
+    job: Job, tokenizer: PreTrainedTokenizerBase, objective: Objective
+) -> dict[str, tuple[Policy, Model]]:
+    """The frozen models of the job's config. Raises PladError for one that reads other tokens than the student."""
+    found = {}
+    for name, section in job.config.get("frozen", {}).items():
+        frozen = Model.model_validate(section)
+        policy = resolve(frozen, *_artifacts(job, f"frozen/{name}"))
+        check_same_tokens(tokenizer, load_tokenizer(policy), name)
+        found[name] = (policy, frozen)
+    return found
 
 
 def _network(policy: Policy, model: Model, training: Sft | Distill, seed: int) -> nn.Module:
@@ -134,7 +150,7 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
             checkpoint.save(run.engine, Path(folder), {"step": step, "lines": run.lines})
             world.report({"step": step, "loss": run.lines[-1]["loss"]}, Path(folder) if world.rank == 0 else None)
 
-    train(run, at_checkpoint, job.runtime.train.checkpoint_every, progress)
+    train(run, at_checkpoint, checkpoint_steps(job.runtime.train.checkpoint_every, run.objective), progress)
     _publish(job, world, model, parts, run)
     return {
         "rows_in": parts.rows_in,
@@ -147,30 +163,54 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
 def _start(job: Job, world: World, model: Model, training: Training, parts: Parts) -> Run:
     """Engine up, state restored."""
     runtime = job.runtime.train
-    module = ResponseValues(parts.model.to(world.device), parts.objective)
+    module = ResponseValues(parts.model, parts.objective, parts.frozen).to(world.device)
     module.train()
+    vocabulary = causal_model(parts.model).config.get_text_config().vocab_size
+    pad = pad_id(parts.tokenizer)
+    rows = with_frozen_logps(module, parts.rows, parts.objective.logps_of, pad, vocabulary, runtime.micro_batch, world)
     snapshot = checkpoint.load(world.resume) if world.resume is not None else None
     if snapshot is not None:
         checkpoint.restore_weights(module, snapshot)
-    plan = Plan(len(parts.rows), training.batch_size, training.epochs, job.config["seed"])
+    plan = Plan(len(rows), training.batch_size, training.epochs, job.config["seed"])
     micros = -(-min(training.batch_size, plan.total) // (world.workers * runtime.micro_batch))
     config = deepspeed.engine_config(training, runtime, model.dtype, world.workers, micros)
     run = Run(
         engine=deepspeed.start_engine(module, training, config),
         objective=parts.objective,
-        rows=parts.rows,
+        rows=rows,
         plan=plan,
         training=training,
         micro_batch=runtime.micro_batch,
         rank=world.rank,
         workers=world.workers,
-        vocabulary=causal_model(parts.model).config.get_text_config().vocab_size,
-        pad=pad_id(parts.tokenizer),
+        vocabulary=vocabulary,
+        pad=pad,
+        rollouts=_rollouts(job, world, model, parts, module),
     )
     if snapshot is not None:
         checkpoint.restore_moments(run.engine, snapshot, lambda: dry_step(run))
         run.resume(snapshot.meta["step"], snapshot.meta["lines"])
     return run
+
+
+def _rollouts(job: Job, world: World, model: Model, parts: Parts, module: ResponseValues) -> Rollouts | None:
+    settings = parts.objective.rollout
+    if settings is None:
+        return None
+    return Rollouts(
+        settings,
+        module,
+        eos_ids(parts.tokenizer, model),
+        job.config["max_new_tokens"],
+        job.config["seed"],
+        in_step=job.runtime.train.zero_stage == 3 and world.workers > 1,
+    )
+
+
+def checkpoint_steps(every: int, objective: Objective) -> int:
+    """``every``, rounded up to where a window of fresh samples ends: samples come from weights that are then gone."""
+    window = objective.rollout.every if objective.rollout is not None else 1
+    return -(-every // window) * window
 
 
 def _publish(job: Job, world: World, model: Model, parts: Parts, run: Run) -> None:
@@ -199,9 +239,10 @@ def _summary(run: Run, training: Training) -> dict[str, Any]:
     return {**kept, "steps": run.plan.steps, "epochs": training.epochs, "train_seconds": last["seconds"]}
 
 
-def _bases(job: Job) -> list[Any]:
-    keys = sorted((key for key in job.inputs if key.startswith("base/")), key=lambda key: int(key.split("/")[1]))
-    return [job.inputs[key] for key in keys]
+def _artifacts(job: Job, prefix: str) -> list[Artifact]:
+    """The inputs ``<prefix>/0``, ``<prefix>/1``, … in order."""
+    keys = [key for key in job.inputs if key.rpartition("/")[0] == prefix]
+    return [job.inputs[key] for key in sorted(keys, key=lambda key: int(key.rpartition("/")[2]))]
 
 
 def train_texts(prompts: pa.Table) -> list[str]:

@@ -9,9 +9,10 @@ from plad_ray.config import Model
 from plad_ray.generate import requests, verify
 from plad_ray.generate.pools import build_pools
 from plad_ray.generate.tasks import REQUEST
-from plad_ray.generate.transformers_engine import TransformersEngine, sample
-from plad_ray.generate.transformers_engine import draw as draw_token
+from plad_ray.generate.transformers_engine import TransformersEngine
 from plad_ray.models.policy import resolve
+from plad_ray.models.sampling import draw as draw_token
+from plad_ray.models.sampling import sample
 from plad_ray.models.tokens import decode, encode_prompt, eos_ids
 from tests.conftest import save_tiny_model
 from tests.generate.generate_jobs import adapter_artifact, draw, make_job, policy, prompt_rows, prompts_artifact

@@ -7,8 +7,8 @@ import pytest
 from plad_ray.artifacts import Store
 from plad_ray.generate import run as generate_run
 from plad_ray.generate.pools import build_pools
-from plad_ray.generate.transformers_engine import sample
 from plad_ray.models.load import load_model
+from plad_ray.models.sampling import sample
 from plad_ray.models.tokens import decode, encode_prompt
 from tests.conftest import save_tiny_model
 from tests.generate.generate_jobs import adapter_artifact, draw, make_job, policy, prompt_rows, prompts_artifact

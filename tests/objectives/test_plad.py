@@ -23,7 +23,7 @@ def batch(*pairs: tuple[list[float], list[float]]):
 
 def total(objective, values, mask, scores=None):
     scores = torch.zeros(values.shape[:2]) if scores is None else torch.tensor(scores)
-    terms = objective.loss(values, mask, scores)
+    terms = objective.loss({"logp": values}, mask, scores)
     counts = objective.counts(mask)
     assert set(terms.sums) == set(counts)
     return sum(terms.sums[name] / counts[name] for name in counts), terms
@@ -108,7 +108,7 @@ def test_sft_reads_the_first_candidate_alone():
 
 def test_default_value_of_a_position_is_the_fp32_log_prob():
     logits = torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]], dtype=torch.bfloat16)
-    got = build("sft", {}).per_token(logits, torch.tensor([2, 0]))
+    got = build("sft", {}).per_token(logits, {}, torch.tensor([2, 0]))["logp"]
     torch.testing.assert_close(got, logits.float().log_softmax(-1)[[0, 1], [2, 0]])
     assert got.dtype == torch.float32
 

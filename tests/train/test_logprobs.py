@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from plad_ray.objectives import build
 from plad_ray.objectives.base import sequence_logps
 from plad_ray.train import logprobs
+from plad_ray.train.forward import head_gives_logits
 from plad_ray.train.layout import Batch, Row, concatenate, filler
-from plad_ray.train.logprobs import ResponseValues, chunk_count, head_gives_logits
+from plad_ray.train.logprobs import ResponseValues, chunk_count
 
 
 def row(prompt: list[int], *candidates: list[int]) -> Row:
@@ -31,7 +32,7 @@ class Table(nn.Module):
 
     def values(self, batch: Batch) -> torch.Tensor:
         logits_NV = self.table[batch.ids_SL.flatten()[batch.source_N]]
-        return logprobs.scatter(build("plad_rank", {}).per_token(logits_NV, batch.target_N), batch)
+        return logprobs.scatter(build("plad_rank", {}).per_token(logits_NV, {}, batch.target_N)["logp"], batch)
 
 
 def test_three_tokens_by_hand():
@@ -59,7 +60,7 @@ def test_masks_come_from_lengths_when_pad_is_eos():
 
 
 def test_a_filler_row_has_an_empty_mask_and_no_tokens():
-    batch = concatenate([filler(2)], pad=0)
+    batch = concatenate([filler(row([1], [2], [3]))], pad=0)
     assert not batch.mask_BKT.any() and batch.tokens == 0
     counts = build("plad_rank", {"sft_weight": 1.0}).counts(batch.mask_BKT)
     assert [float(c) for c in counts.values()] == [0.0, 0.0]
@@ -115,7 +116,7 @@ def test_values_equal_a_plain_forward_pass(model_type):
     assert values.head_alone == (model_type not in NOT_ALONE)
     batch = concatenate(ROWS, pad=2)
     with torch.no_grad():
-        torch.testing.assert_close(values(batch), plain_values(model), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(values(batch)["logp"], plain_values(model), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
@@ -123,7 +124,7 @@ def test_chunks_change_neither_values_nor_gradient(model_type):
     results = []
     for chunks in (1, 4, 40):  # 40: more chunks than positions, as a small worker beside a large one has
         model = tiny(model_type)
-        values_BKT = ResponseValues(model, build("plad_rank", {}))(concatenate(ROWS, pad=2, chunks=chunks))
+        values_BKT = ResponseValues(model, build("plad_rank", {}))(concatenate(ROWS, pad=2, chunks=chunks))["logp"]
         values_BKT.square().sum().backward()
         results.append((values_BKT.detach(), model.get_input_embeddings().weight.grad))
     for values_BKT, gradient in results[1:]:

@@ -13,7 +13,8 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Runtime
 from plad_ray.records import PROMPT, pair_schema
 from plad_ray.stages import Job
-from plad_ray.train.worker import World, work
+from plad_ray.train.worker import work
+from plad_ray.train.world import World
 
 WORDS = [f"w{i}" for i in range(40)]
 

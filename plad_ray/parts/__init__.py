@@ -1,0 +1,20 @@
+"""The stages that pipeline.py joins: what configures each, what is its identity, what it keeps busy."""
+
+from plad_ray.parts.data import imported_responses, prompts
+from plad_ray.parts.evaluation import evaluate, report
+from plad_ray.parts.generation import generate_arms, generate_bases, score
+from plad_ray.parts.training import Made, adapters, sft, tables
+
+__all__ = [
+    "Made",
+    "adapters",
+    "evaluate",
+    "generate_arms",
+    "generate_bases",
+    "imported_responses",
+    "prompts",
+    "report",
+    "score",
+    "sft",
+    "tables",
+]

@@ -1,0 +1,85 @@
+"""Who says what to which prompts: the generate stages, and the scores of what they said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plad_ray.artifacts import hash_path
+from plad_ray.config import Experiment, Role, SplitName
+from plad_ray.parts.common import lazy, model_identity, source_hash
+from plad_ray.stages import Stage
+
+
+def generate_bases(exp: Experiment, prompts: Stage, teacher: Stage | None, student: Stage | None) -> Stage:
+    """What exists before distillation: text for pairs, and teacher and initial student on the evaluation prompts."""
+    policies: dict[str, Any] = {}
+    bases = {"teacher": (exp.teacher, teacher), "student": (exp.student, student)}
+    for name, (role, _) in bases.items():
+        if role is None:
+            continue
+        draws = [_draw(exp.evaluate.split, exp.evaluate.temperatures, 1, exp.evaluate.limit)]
+        if exp.data.pairs is None and not (name == "teacher" and exp.data.responses):
+            draws.insert(0, _draw("distill", role.draw.temperatures, role.draw.samples, None))
+        policies[name] = _policy(role, name, draws)
+    inputs = {f"{name}/0": stage for name, (_, stage) in bases.items() if stage is not None}
+    return _generate(exp, "responses", policies, prompts, inputs)
+
+
+def generate_arms(
+    exp: Experiment, name: str, adapters: dict[str, Stage], prompts: Stage, student: Stage | None, split: SplitName
+) -> Stage:
+    """Every distilled adapter on the prompts of ``split``, served side by side on the student's base."""
+    draws = [_draw(split, exp.evaluate.temperatures, 1, exp.evaluate.limit)]
+    policies = {arm: _policy(exp.student, "student", draws) for arm in adapters}
+    inputs = {f"{arm}/{i}": s for arm, a in adapters.items() for i, s in enumerate(x for x in (student, a) if x)}
+    return _generate(exp, name, policies, prompts, inputs)
+
+
+def generate_round(exp: Experiment, name: str, prompts: Stage, student: list[Stage]) -> Stage:
+    """The newest student's own text for the next round's pairs; ``student`` holds its stages, oldest first."""
+    draws = [_draw("distill", exp.student.draw.temperatures, exp.student.draw.samples, None)]
+    policies = {"student": _policy(exp.student, "student", draws)}
+    return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
+
+
+def score(exp: Experiment, name: str, prompts: Stage, responses: Stage) -> Stage | None:
+    if exp.scorer is None:
+        return None
+    config = {"scorer": exp.scorer.model_dump(mode="json")}
+    identity = {"scorer": {**config["scorer"], **_scorer_identity(exp)}}
+    return Stage(
+        name, lazy("plad_ray.reward.run"), config, {"prompts": prompts, "responses": responses}, identity, cpus=1
+    )
+
+
+def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Stage, inputs: dict[str, Stage]) -> Stage:
+    config = {"policies": policies, "generate": exp.generate.model_dump(mode="json"), "seed": exp.seed}
+    models = {"teacher": exp.teacher.model if exp.teacher else None, "student": exp.student.model}
+    hashed = {n: {**p, "model": model_identity(models[p["role"]])} for n, p in policies.items()}  # type: ignore[arg-type]
+    pools = [getattr(exp.runtime, role) for role in sorted({p["role"] for p in policies.values()})]
+    return Stage(
+        name,
+        lazy("plad_ray.generate.run"),
+        config,
+        {"prompts": prompts, **inputs},
+        {**config, "policies": hashed},
+        cpus=sum(p.replicas for p in pools if not p.gpus),
+        gpus=sum(p.replicas * p.gpus for p in pools),
+    )
+
+
+def _policy(role: Role, name: str, draws: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"model": role.model.model_dump(mode="json"), "engine": role.engine, "role": name, "draws": draws}
+
+
+def _draw(split: str, temperatures: tuple[float, ...], samples: int, limit: int | None) -> dict[str, Any]:
+    return {"split": split, "temperatures": list(temperatures), "samples": samples, "limit": limit}
+
+
+def _scorer_identity(exp: Experiment) -> dict[str, str]:
+    """Content of a local classifier, source of a ``module:function``."""
+    assert exp.scorer is not None
+    if exp.scorer.model and Path(exp.scorer.model).exists():
+        return {"model": hash_path(Path(exp.scorer.model))}
+    return {"source": source_hash(exp.scorer.name)} if ":" in exp.scorer.name else {}
