@@ -208,6 +208,8 @@ def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     vllm_engine.check_architecture(config)
     if pool.runtime.gpus == 0:
         vllm_engine.check_vllm_cpu_head_size(config)
+    if name == "student" or role.model.adapter is not None or (role.sft is not None and role.sft.method == "lora"):
+        vllm_engine.check_takes_lora(config)
     if role.model.adapter is not None:
         vllm_engine.check_adapter(role.model.adapter)
     if role.sft is not None and role.sft.method == "lora":

@@ -53,7 +53,15 @@ SIZES = {
         "max_position_embeddings": 256,
     },
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256},
-    "t5": {"d_model": 64, "d_kv": 32, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2},
+    "t5": {
+        "d_model": 64,
+        "d_kv": 32,
+        "d_ff": 96,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+    },
 }
 
 
