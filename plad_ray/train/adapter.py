@@ -86,7 +86,7 @@ def save_model(
     tied = set(getattr(copy, "all_tied_weights_keys", None) or {})
     lost = [name for name in missing if name not in tied and name in dict(copy.named_parameters())]
     assert not lost and not unexpected, f"weights that do not fit the model: {lost} {unexpected}"
-    copy.tie_weights()
+    copy.tie_weights(recompute_mapping=False)
     copy.config.eos_token_id = eos[0]
     copy.generation_config = model.generation_config
     copy.generation_config.eos_token_id = eos[0] if len(eos) == 1 else list(eos)
