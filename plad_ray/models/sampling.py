@@ -104,9 +104,8 @@ def sample(
 ) -> list[tuple[list[int], list[float]]]:
     """Generated ids (with the EOS that ended them) and the log-prob of each before temperature, for B prompts at once.
 
-    With ``mixture`` the distribution (and the log-prob)
-    is that of the mixture. ``in_step`` makes all ``max_tokens`` forward passes even when every row has ended, for workers
-    whose forward passes are collective.
+    With ``mixture`` the distribution (and the log-prob) is that of the mixture. ``in_step`` makes all ``max_tokens`` forward
+    passes even when every row has ended, for workers whose forward passes are collective.
     """
     device = next(model.parameters()).device
     decoder = _decoder(model, prompts, device)

@@ -3,20 +3,20 @@
 A prompt is encoded once, whatever the number of its candidates; each candidate is one sequence of the decoder, which begins
 with its start token and so predicts the first response token at its first position.
 
-Shape suffixes: B prompts, P longest prompt, S candidates of the batch, L longest decoder input, H hidden size, N response
+Shape suffixes: B prompts, P longest prompt, S candidates of the batch, L longest decoder sequence, H hidden size, N response
 tokens of the batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plad_ray.train.layout import Batch, Row, known_values
+from plad_ray.train.layout import Batch, Row, concatenate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,39 +29,20 @@ class Seq2SeqBatch(Batch):
 
 
 def encode_decode(rows: list[Row], start: int, pad: int, chunks: int = 1) -> Seq2SeqBatch:
-    """Prompts and decoder inputs, padded on the right; every mask comes from lengths, ``pad`` is never looked at."""
-    B, K = len(rows), max(len(row.candidates) for row in rows)
-    T = max(1, *(len(c) for row in rows for c in row.candidates))
-    owners = [(b, k) for b, row in enumerate(rows) for k in range(len(row.candidates))]
-    owner_S = np.array([b for b, _ in owners])
-    cell_S = np.array([b * K + k for b, k in owners])  # place of each candidate in B·K
-    real_S = np.array([rows[b].real for b, _ in owners])
-    response_S = np.array([len(rows[b].candidates[k]) for b, k in owners])
-    inputs = [np.array([start, *rows[b].candidates[k][:-1]]) for b, k in owners]
-    prompts = [row.prompt for row in rows]
-    s_N = np.repeat(np.arange(len(owners)), response_S)
-    t_N = np.arange(len(s_N)) - np.repeat(np.cumsum(response_S) - response_S, response_S)
-    place_N = cell_S[s_N] * T + t_N
-    mask = np.zeros(B * K * T, bool)
-    mask[place_N[real_S[s_N]]] = True
-    ids_SL, attention_SL = _padded(inputs, pad)
-    encoder_ids_BP, encoder_attention_BP = _padded(prompts, pad)
-    L = ids_SL.shape[1]
-    prompt_S = np.array([len(prompts[b]) for b, _ in owners])
+    """Prompts and decoder sequences, padded on the right; every mask comes from lengths, ``pad`` is never looked at.
+
+    To the decoder its start token is what a prompt is to a causal model: what the first response token is predicted from.
+    """
+    begun = np.array([start], np.int32)
+    decoder = concatenate([replace(row, prompt=begun) for row in rows], pad, chunks)
+    ids_BP, attention_BP = _padded([row.prompt for row in rows], pad)
+    of_decoder = {f.name: getattr(decoder, f.name) for f in fields(decoder)}
+    tokens = sum(len(row.prompt) + len(c) for row in rows if row.real for c in row.candidates)
     return Seq2SeqBatch(
-        ids_SL=ids_SL,
-        attention_SL=attention_SL,
-        source_N=torch.from_numpy(s_N * L + t_N),
-        target_N=torch.from_numpy(np.concatenate([rows[b].candidates[k] for b, k in owners]).astype(np.int64)),
-        place_N=torch.from_numpy(place_N),
-        mask_BKT=torch.from_numpy(mask.reshape(B, K, T)),
-        scores_BK=torch.tensor([[*row.scores, *[0.0] * (K - len(row.scores))] for row in rows], dtype=torch.float32),
-        tokens=int((prompt_S + response_S)[real_S].sum()),
-        chunks=chunks,
-        known=known_values(rows, K, T),
-        encoder_ids_BP=encoder_ids_BP,
-        encoder_attention_BP=encoder_attention_BP,
-        owner_S=torch.from_numpy(owner_S),
+        **(of_decoder | {"tokens": tokens}),
+        encoder_ids_BP=ids_BP,
+        encoder_attention_BP=attention_BP,
+        owner_S=torch.tensor([b for b, row in enumerate(rows) for _ in row.candidates]),
     )
 
 

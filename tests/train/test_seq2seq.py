@@ -141,8 +141,9 @@ def test_the_batch_by_hand():
     assert batch.encoder_ids_BP[1].tolist() == [9, 2, 7, 7, 7, 7, 7]
     assert batch.encoder_attention_BP.sum(-1).tolist() == [5, 2, 7]
     assert batch.owner_S.tolist() == [0, 0, 1, 1, 1, 2, 2]
-    assert batch.ids_SL[0].tolist() == [2, 6, 7, 7, 7], "start, then all but the last response token"
-    assert batch.attention_SL.sum(-1).tolist() == [3, 2, 5, 1, 3, 1, 1], "the start token of an empty candidate stays"
+    assert batch.ids_SL[0].tolist() == [2, 6, 7, 2, 7, 7], "the start token, then the response"
+    assert batch.attention_SL.sum(-1).tolist() == [4, 3, 6, 2, 4, 2, 1]
+    assert batch.source_N.tolist()[:5] == [0, 1, 2, 6, 7], "the first is predicted from the start token"
     assert batch.target_N.tolist() == [6, 7, 2, 8, 2, 10, 0, 12, 13, 2, 14, 15, 2, 16, 2]
     assert batch.mask_BKT.sum(-1).tolist() == [[3, 2, 0], [5, 1, 3], [1, 0, 0]]
     assert batch.tokens == (5 + 3) + (5 + 2) + (2 + 5) + (2 + 1) + (2 + 3) + (7 + 1) + 7
