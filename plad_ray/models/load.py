@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from plad_ray.errors import PladError
@@ -28,10 +30,19 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
     own = policy.adapter is not None and (Path(policy.adapter) / "tokenizer_config.json").is_file()
     where = policy.adapter if own and policy.adapter else policy.base
     revision = None if own else policy.revision
+    kind = PreTrainedTokenizerFast if _is_plain(Path(where)) else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=policy.trust_remote_code)
+        return kind.from_pretrained(where, revision=revision, trust_remote_code=policy.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise PladError(f"no tokenizer can be loaded from {where}: {_first_line(error)}") from error
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether a folder's tokenizer says that it is no family's own. AutoTokenizer makes it one all the same for some model
+    types (Qwen2), with other tokens (seen in transformers 5.19)."""
+    file = folder / "tokenizer_config.json"
+    kind = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class") if file.is_file() else None
+    return kind in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 @lru_cache(maxsize=64)

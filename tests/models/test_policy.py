@@ -118,6 +118,13 @@ def test_folder_that_is_no_model_is_named(tmp_path):
         resolve(Model(path=str(save_tiny_model(tmp_path / "m")), adapter=str(tmp_path)))
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "t5", "gpt_neo"])
+def test_a_tokenizer_made_here_loads_as_it_was_whatever_the_model_type(tmp_path, model_type):
+    """transformers 5.19 would make Qwen2's own out of it, which knows no word of ours."""
+    policy = resolve(Model(path=str(save_tiny_model(tmp_path / "m", model_type))))
+    assert load_tokenizer(policy)("w0 w7", add_special_tokens=False).input_ids == [3, 10]
+
+
 def test_scratch_model_without_its_sft_artifact_is_refused():
     with pytest.raises(PladError, match="no weights before its SFT stage"):
         resolve(Model(scratch=Scratch(config={})))
