@@ -168,7 +168,7 @@ def _used(role: str, todo: list[Stage]) -> bool:
 def _config(model: Model) -> Any:
     """The transformers config of a role's model."""
     if model.scratch is not None:
-        from plad_ray.models.scratch import _config as scratch_config
+        from plad_ray.models.scratch import scratch_config
 
         return scratch_config(model.scratch, model.scratch.vocab_size)
     from transformers import AutoConfig

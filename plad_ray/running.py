@@ -19,7 +19,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.pipeline import Plan, plan
-from plad_ray.stages import Stage, closure, execute, pending
+from plad_ray.stages import Stage, check, closure, execute
 
 
 def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None:
@@ -29,10 +29,7 @@ def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None
     store = preflight.open_store(exp)
     whole = plan(exp)
     targets = whole.targets if only is None else [_named(whole, only)]
-    todo = pending(targets, store)
-    for stage in closure(targets):
-        if stage.artifact(store).finished:
-            stage.artifact(store).check()
+    todo = check(targets, store)
     preflight.check(exp, todo)
     if dry_run:
         console.print(preview.table(exp, targets, store))
@@ -85,7 +82,7 @@ def _execute(
         preflight.check_resources(exp, todo, capacity)
     with Board(console, verbose) as board:
         logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
-        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, board.ended)
+        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, board.ended, todo)
 
 
 def _named(whole: Plan, name: str) -> Stage:

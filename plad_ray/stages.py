@@ -109,6 +109,14 @@ def pending(targets: Iterable[Stage], store: Store) -> list[Stage]:
     return list(todo.values())
 
 
+def check(targets: list[Stage], store: Store) -> list[Stage]:
+    """What is ``pending``, after a look at the content of what is finished. Raises PladError for a corrupted artifact."""
+    for stage in closure(targets):
+        if stage.artifact(store).finished:
+            stage.artifact(store).check()
+    return pending(targets, store)
+
+
 def execute(
     targets: list[Stage],
     store: Store,
@@ -117,16 +125,15 @@ def execute(
     reporter: Callable[[str], Callable[..., None]] = lambda stage: no_progress,
     say: Callable[[str], None] = print,
     ended: Callable[[str, bool], None] = lambda stage, succeeded: None,
+    todo: list[Stage] | None = None,
 ) -> dict[str, Artifact]:
-    """Run what is unfinished, independent stages side by side while ``capacity`` (CPUs, GPUs) lasts.
+    """Run what ``check`` finds unfinished (``todo``, where that is known), independent stages side by side while
+    ``capacity`` (CPUs, GPUs) lasts.
 
     ``reporter`` is called when a stage starts and gives its progress function, ``ended`` when it is over. Returns the
     targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
     """
-    todo = pending(targets, store)
-    for stage in closure(targets):
-        if stage.artifact(store).finished:
-            stage.artifact(store).check()
+    todo = check(targets, store) if todo is None else todo
     waiting = list(todo)
     running: dict[Future[None], Stage] = {}
     done: set[str] = set()

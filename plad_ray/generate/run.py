@@ -132,7 +132,7 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier) -
             parts.write_part(job.out, rows)
             tally.add(rows, time.time() - started)
             done = min(work.total, work.done + tally.rows)
-            job.progress(done, work.total, "rows", tokens_per_s=round(tally.rate, 1))
+            job.progress(done, work.total, "rows", engines="", tokens_per_s=round(tally.rate, 1))
             if sum(tally.errors.values()) > job.config["generate"]["max_error_fraction"] * work.total:
                 refuse_errors(job, tally.errors, work.total)
             verifier.poll(any(row["sampled"] is not None for row in rows))
