@@ -97,7 +97,7 @@ def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[
     if "training" in stage.config:
         return _capped(counts[stage.inputs["pairs"].name], stage.config["training"]["limit"])
     if isinstance(stage.config.get("scorer"), dict):
-        return _scores(stage.inputs["responses"], sizes, counts)
+        return _scores(exp, stage.inputs["responses"], sizes, counts)
     if stage.name == "evaluate":
         prompts = _capped(Rows(sizes.get(exp.evaluate.split)), exp.evaluate.limit).count
         policies = len(exp.arms()) + 1 + (exp.teacher is not None)
@@ -115,11 +115,15 @@ def _requests(stage: Stage, sizes: dict[str, int]) -> int | None:
     )
 
 
-def _scores(responses: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
-    """Every response and the references of its splits."""
+def _scores(exp: Experiment, responses: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
+    """Every response, and the references of its splits where the scorer looks at those."""
+    from plad_ray.reward.base import scores_references
+
     known = counts[responses.name].count
     if known is None or not sizes:
         return Rows(None)
+    if exp.scorer is None or not scores_references(exp.scorer):
+        return Rows(known)
     splits = {d["split"] for p in responses.config["policies"].values() for d in p["draws"]}
     return Rows(known + sum(sizes.get(s, 0) for s in splits))
 

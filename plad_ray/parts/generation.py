@@ -49,7 +49,7 @@ def score(exp: Experiment, name: str, prompts: Stage, responses: Stage) -> Stage
     config = {"scorer": exp.scorer.model_dump(mode="json")}
     identity = {"scorer": {**config["scorer"], **_scorer_identity(exp)}}
     return Stage(
-        name, lazy("plad_ray.reward.run"), config, {"prompts": prompts, "responses": responses}, identity, cpus=1
+        name, lazy("plad_ray.reward.run"), config, {"prompts": prompts, "responses": responses}, identity, 2, cpus=1
     )
 
 

@@ -196,5 +196,5 @@ def fall(curve: Curve, name: str) -> float | None:
 def from_scorer(scorer: str | None) -> list[Sentence]:
     if scorer != "rouge":
         return []
-    text = "The scorer is ROUGE, which gives a reference its best score: win rates against references say nothing here."
+    text = "The scorer is ROUGE, which compares with the reference: none can be beaten, so a lift is in mean score."
     return [Sentence("warning", text)]
