@@ -10,14 +10,26 @@ from pydantic import TypeAdapter, ValidationError
 
 from plad_ray.errors import PladError
 from plad_ray.objectives.base import Objective, Rollout, Terms, Values
+from plad_ray.objectives.dpo import Dpo
+from plad_ray.objectives.lipo import Lipo
 from plad_ray.objectives.plad import PladMargin, PladRank
+from plad_ray.objectives.rrhf import Rrhf
+from plad_ray.objectives.rso import Rso
 from plad_ray.objectives.sft import SeqKD, Sft
+from plad_ray.objectives.simpo import SimPO
+from plad_ray.objectives.slic import Slic
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": Sft,
     "seqkd": SeqKD,
     "plad_rank": PladRank,
     "plad_margin": PladMargin,
+    "dpo": Dpo,
+    "slic": Slic,
+    "simpo": SimPO,
+    "rrhf": Rrhf,
+    "rso": Rso,
+    "lipo": Lipo,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Rollout", "Terms", "Values", "build"]

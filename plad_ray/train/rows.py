@@ -57,7 +57,7 @@ def rows_of(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, o
     if objective.trains_on == "references":
         return reference_rows(table, tokenizer, model)
     if objective.trains_on == "lists":
-        return list_rows(table, tokenizer, model)
+        return list_rows(table, tokenizer, model, objective)
     return pair_rows(table, tokenizer, model, objective)
 
 
@@ -84,11 +84,12 @@ def pair_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model,
             record[f"{side}_finish_reason"] != "length" for side in sides
         ]  # none recorded: an imported, whole text
         candidates = [encode_response(tokenizer, t, eos if e else None) for t, e in zip(texts, ended, strict=True)]
-        rows.append(_row(prompt, candidates, _scores(record, sides, objective), model))
+        scores = [record[f"{side}_score"] for side in sides]
+        rows.append(_row(prompt, candidates, _checked(scores, record, objective), model))
     return rows
 
 
-def list_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model) -> list[Row]:
+def list_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective) -> list[Row]:
     """Prompt and every candidate with its score (``records.list_schema``); truncated text gets no EOS."""
     eos = eos_ids(tokenizer, model)[0]
     rows = []
@@ -97,7 +98,7 @@ def list_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model)
         texts = [response_text(text) for text in record["candidates"]]
         ended = [reason != "length" for reason in record["finish_reasons"]]
         candidates = [encode_response(tokenizer, t, eos if e else None) for t, e in zip(texts, ended, strict=True)]
-        rows.append(_row(prompt, candidates, record["scores"], model))
+        rows.append(_row(prompt, candidates, _checked(record["scores"], record, objective), model))
     return rows
 
 
@@ -110,10 +111,12 @@ def _prompt(record: dict[str, Any], model: Model) -> dict[str, Any]:
     return {"prompt": "", "messages": prompt, "prompt_id": record["prompt_id"]}
 
 
-def _scores(record: dict[str, Any], sides: tuple[str, ...], objective: Objective) -> list[float]:
-    scores = [record[f"{side}_score"] for side in sides]
+def _checked(scores: list[float | None], record: dict[str, Any], objective: Objective) -> list[float]:
+    """``scores``, 0 for those that are not there; raises PladError when the objective needs them."""
     if objective.needs_scores and None in scores:
-        raise PladError(f"pair {record['prompt_id']} has no score, and the objective needs one: set scorer.name")
+        raise PladError(
+            f"the texts of prompt {record['prompt_id']} have no score, and the objective needs one: set scorer.name"
+        )
     return [0.0 if score is None else float(score) for score in scores]
 
 
