@@ -9,7 +9,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from plad_ray.errors import PladError
+from plad_ray.objectives.aligndistil import AlignDistil
 from plad_ray.objectives.base import Objective, Rollout, Terms, Values
+from plad_ray.objectives.fdistill import FDistill
+from plad_ray.objectives.gkd import Gkd
+from plad_ray.objectives.kd import Kd
+from plad_ray.objectives.minillm import MiniLlm
 from plad_ray.objectives.plad import PladMargin, PladRank
 from plad_ray.objectives.sft import SeqKD, Sft
 
@@ -18,6 +23,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "seqkd": SeqKD,
     "plad_rank": PladRank,
     "plad_margin": PladMargin,
+    "kd": Kd,
+    "fdistill": FDistill,
+    "minillm": MiniLlm,
+    "gkd": Gkd,
+    "aligndistil": AlignDistil,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Rollout", "Terms", "Values", "build"]
