@@ -36,10 +36,8 @@ class ResponseValues(nn.Module):
         self.head_alone = head_gives_logits(model)
         self.frozen_alone = {name: head_gives_logits(module) for name, module in self.frozen.own.items()}
         #: ids that every model whose logits are compared has: padded vocabularies differ
-        self.shared_vocabulary = min(
-            causal_model(self.frozen.own.get(name, model)).config.get_text_config().vocab_size
-            for name in (None, *objective.logits_of)
-        )
+        compared = [model, *(self.frozen.own[name] for name in objective.logits_of if name in self.frozen.own)]
+        self.shared_vocabulary = min(causal_model(m).config.get_text_config().vocab_size for m in compared)
 
     def train(self, mode: bool = True) -> ResponseValues:
         super().train(mode)
