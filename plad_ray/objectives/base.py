@@ -52,6 +52,10 @@ class Rollout:
     #: share of optimizer steps that are trained on fresh samples; the others see the table alone
     share: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise PladError(f"distill.objective: samples must be drawn every 1 or more steps (given: {self.every})")
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -78,6 +82,11 @@ class Objective:
     def rollout(self) -> Rollout | None:
         """How the live student is sampled, when fresh samples are needed."""
         return None
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether some step trains on the table's own texts; otherwise its rows only lend their prompts."""
+        return self.rollout is None or not self.rollout.replaces or self.rollout.share < 1
 
     def upstream(self) -> dict[str, dict[str, Any]]:
         """Frozen models that are trained first: by name, the partial ``distill`` section that makes each."""
@@ -114,6 +123,11 @@ def sequence_logps(values_BKT: Tensor, mask_BKT: Tensor, reduction: Reduction) -
 def rows(mask_BKT: Tensor) -> Tensor:
     """[B] 1.0 where the row is real, 0.0 where it is padding."""
     return mask_BKT.flatten(1).any(-1).to(torch.float32)
+
+
+def lengths(mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The metric (sum, count) of the tokens of one candidate a row."""
+    return mask_BT.sum().float(), rows(mask_BT).sum()
 
 
 def check_reduction(value: str, where: str) -> None:

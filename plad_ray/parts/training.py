@@ -7,6 +7,7 @@ from typing import Any
 
 from plad_ray import objectives
 from plad_ray.config import Distill, Experiment, Model, Pairs, Role, Sft, overlay
+from plad_ray.errors import PladError
 from plad_ray.objectives import Objective
 from plad_ray.parts import data
 from plad_ray.parts.common import lazy, model_identity, present, source_hash
@@ -95,7 +96,14 @@ def _frozen(
     found: dict[str, tuple[Model, tuple[Stage, ...]]] = {}
     for key in dict.fromkeys((*objective.logits_of, *objective.logps_of)):
         if key == "teacher":
-            assert exp.teacher is not None
+            if exp.teacher is None:
+                from plad_ray.models.tokens import text_only
+
+                raise PladError(
+                    f"objective {section.objective.name} ({name}) reads the teacher's logits, so it needs a teacher with "
+                    "weights, and the experiment has only text of one: give `teacher`, or use a method that needs no "
+                    f"more than text: {', '.join(text_only())}"
+                )
             found[key] = exp.teacher.model, () if made.teacher is None else (made.teacher,)
         elif key == "reference":
             found[key] = exp.student.model, made.student
