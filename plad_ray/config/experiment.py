@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from plad_ray.config.averaging import Averaging
 from plad_ray.config.base import Section, overlay
 from plad_ray.config.data import Data
 from plad_ray.config.evaluation import Evaluate, Scorer
@@ -29,6 +30,7 @@ class Experiment(Section):
     compare: dict[str, Arm] = Field({}, description="further arms by name, shown beside the main one")
     scorer: Scorer | None = None
     evaluate: Evaluate = Evaluate()
+    merge: Averaging | None = Field(None, description="how `plad merge` averages with the start; null: not at all")
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
@@ -43,6 +45,7 @@ class Experiment(Section):
         self.distill.candidates()
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
+            ("merge.top below 1", self.merge is not None and self.merge.top < 1),
             *((f"objective of arm {n}", _needs_scores(d.objective)) for n, (_, d) in self.arms().items()),
         ]
         for what, needed in needs_scorer:
