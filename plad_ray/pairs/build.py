@@ -47,9 +47,9 @@ def join(inputs: dict[str, Artifact], pairs: Pairs) -> pa.Table:
         .dataset()
         .to_table(columns=["prompt_id", "prompt", "messages"], filter=pads.field("split") == SPLIT)
     )
-    scores = _scores(inputs.get("scores"))
     for side in SIDES:
-        responses = _responses(inputs, getattr(pairs, side))
+        pick: Pick = getattr(pairs, side)
+        responses, scores = _responses(inputs, pick), _scores(inputs.get(_newest("scores", pick.policy, inputs)))
         place = pc.index_in(table["prompt_id"], value_set=responses["prompt_id"].combine_chunks())
         for field in FIELDS:
             table = table.append_column(f"{side}_{field}", responses[field].combine_chunks().take(place))
@@ -61,7 +61,7 @@ def join(inputs: dict[str, Artifact], pairs: Pairs) -> pa.Table:
 def _responses(inputs: dict[str, Artifact], pick: Pick) -> pa.Table:
     """The responses a side is picked from, one a prompt. Imported teacher text has no temperature to choose by."""
     imported = pick.policy == "teacher" and "imported" in inputs
-    source = inputs["imported" if imported else "responses"]
+    source = inputs["imported" if imported else _newest("responses", pick.policy, inputs)]
     wanted = (
         (pads.field("policy") == pick.policy) & (pads.field("split") == SPLIT) & (pads.field("sample") == pick.sample)
     )
@@ -75,6 +75,12 @@ def _responses(inputs: dict[str, Artifact], pick: Pick) -> pa.Table:
             "a pair needs one response a prompt"
         )
     return table
+
+
+def _newest(kind: str, policy: str, inputs: dict[str, Artifact]) -> str:
+    """A later round has the policy's own artifact; the first one's rows have the same rids."""
+    own = f"{kind}/{policy}"
+    return own if own in inputs else kind
 
 
 def _scores(artifact: Artifact | None) -> pa.Table:
