@@ -13,7 +13,8 @@ from plad_ray.stages import Stage
 def average(
     exp: Experiment, arm: str, distilled: Stage, how: Averaging, prompts: Stage, start: tuple[Stage, ...]
 ) -> Stage:
-    """The adapter of ``arm`` averaged with the student before distillation, whose stages are ``start``, oldest first."""
+    """The adapter of ``arm`` averaged with the student before distillation (before the first of several rounds), whose
+    stages are ``start``, oldest first. With parts, their weights are learned on text of the distilled student."""
     inputs = {"distilled": distilled} | {f"start/{i}": stage for i, stage in enumerate(start)}
     learning = {"epsilon", "learning_rate", "epochs", "batch_size", "l1", "top", "parts"}
     kept = {"base_weight", *(learning if how.parts else {"layers"})}

@@ -90,9 +90,7 @@ def check_goes_on_from_the_first(exp: Experiment, made: dict[str, Artifact]) -> 
     picked = [rows[i] for i in Plan(len(rows), 8, 3, exp.seed).step_rows(0)]
     policy = resolve(exp.student.model, made["sft-student"], made["distill-round1"])
     model, tokenizer = load_model(policy), load_tokenizer(policy)
-    logps = [
-        sequence_logp(model, tokenizer, row["prompt"], row["chosen"], row["chosen_finish_reason"]) for row in picked
-    ]
+    logps = [spoken(model, tokenizer, row) for row in picked]
     assert line["rewards/chosen"] == pytest.approx(sum(logps) / len(logps), rel=1e-4)
     start, first, second = (
         load_file(made[name].local_folder() / "adapter_model.safetensors")
@@ -103,9 +101,10 @@ def check_goes_on_from_the_first(exp: Experiment, made: dict[str, Artifact]) -> 
     assert any(not torch.equal(first[n], second[n]) for n in first), "round 2 moved"
 
 
-def sequence_logp(model: Any, tokenizer: Any, prompt: str, text: str, finish_reason: str) -> float:
-    head, tail = tokenizer(prompt).input_ids, tokenizer(text).input_ids
-    tail += [tokenizer.eos_token_id] if finish_reason == "stop" else []
+def spoken(model: Any, tokenizer: Any, row: dict[str, Any]) -> float:
+    """Log-prob of a pair's chosen text, by a plain forward pass."""
+    head, tail = tokenizer(row["prompt"]).input_ids, tokenizer(row["chosen"]).input_ids
+    tail += [tokenizer.eos_token_id] if row["chosen_finish_reason"] == "stop" else []
     with torch.no_grad():
         table = model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(-1)
     return sum(table[len(head) - 1 + t, token].item() for t, token in enumerate(tail))
@@ -121,12 +120,10 @@ def test_an_objective_from_outside_the_package_runs_from_the_experiment_file(exp
     assert curve[-1]["drift"] > 0.1 and curve[-1]["loss"] < 0.3 * curve[0]["loss"]
     ahead = made[last.inputs["frozen/ahead/1"].name]
     assert lines(ahead)[-1]["rewards/margins"] > lines(ahead)[0]["rewards/margins"] + 0.5
-    row = next(made["pairs"].rows())
-    logps = []
-    for artifacts in (("sft-student",), ("sft-student", ahead.name), ("sft-student", "distill")):
-        policy = resolve(exp.student.model, *(made.get(name, ahead) for name in artifacts))
-        spoken = row["prompt"], row["chosen"], row["chosen_finish_reason"]
-        logps.append(sequence_logp(load_model(policy), load_tokenizer(policy), *spoken))
-    start, goal, reached = logps
-    assert abs(reached - goal) < abs(start - goal)
+    said = []
+    for artifacts in ([], [ahead], [made["distill"]]):
+        policy = resolve(exp.student.model, made["sft-student"], *artifacts)
+        said.append([spoken(load_model(policy), load_tokenizer(policy), row) for row in made["pairs"].rows()])
+    start, goal, reached = map(torch.tensor, said)
+    assert (reached - goal).abs().mean() < 0.6 * (start - goal).abs().mean()
     assert Model.model_validate(made["distill"].manifest["config"]["frozen"]["ahead"]) == exp.student.model
