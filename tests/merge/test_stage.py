@@ -103,16 +103,25 @@ def plain_nll(model, tokenizer, texts) -> float:
     return total / tokens
 
 
-@pytest.mark.parametrize("form", ["fresh adapter", "continued adapter"])
-def test_learned_weights_spare_the_part_that_distillation_changed(form, store, sharp, tmp_path):
-    """Only layers 2–3 differ between the ends, so weight on them costs likelihood and weight on 0–1 costs none."""
-    base, lora_settings = sharp, {"target_modules": "all-linear"}
-    start = make_end(base, tmp_path / "start", seed=8, scale=0.05, **lora_settings)
-    distilled = make_end(base, tmp_path / "distilled", seed=7, **lora_settings)
+def ends_that_differ_above(base, folder, form):
+    """Start (None: the base) and distilled, which differ in layers 2–3 only."""
+    start = make_end(base, folder / "start", seed=8, scale=0.05, target_modules="all-linear")
+    distilled = make_end(base, folder / "distilled", seed=7, target_modules="all-linear")
     tensors, before = load_file(distilled / lora.TENSORS), load_file(start / lora.TENSORS)
     if form == "fresh adapter":
         start, before = None, {name: tensor * 0 for name, tensor in before.items()}
     save_file({n: before[n] if _layer(n) < 2 else t for n, t in tensors.items()}, distilled / lora.TENSORS)
+    return start, distilled
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".layers.")[1].split(".")[0])
+
+
+@pytest.mark.parametrize("form", ["fresh adapter", "continued adapter"])
+def test_learned_weights_spare_the_part_that_distillation_changed(form, store, sharp, tmp_path):
+    """Weight on layers 2–3 costs likelihood and weight on 0–1 costs none."""
+    base, (start, distilled) = sharp, ends_that_differ_above(sharp, tmp_path, form)
     texts = answers(store, policy_of(base, distilled))
     job = averaging(store, base, start, distilled, texts, base_weight=0.4, parts=2, epochs=12, batch_size=8)
     metrics = run(job)
@@ -134,8 +143,16 @@ def test_learned_weights_spare_the_part_that_distillation_changed(form, store, s
     assert nll == pytest.approx(metrics["loss"]["plain"], rel=1e-4)
 
 
-def _layer(name: str) -> int:
-    return int(name.split(".layers.")[1].split(".")[0])
+def test_the_l1_term_holds_weights_at_their_mean(store, sharp, tmp_path):
+    start, distilled = ends_that_differ_above(sharp, tmp_path, "fresh adapter")
+    texts = answers(store, policy_of(sharp, distilled), count=16)
+    spread = []
+    for l1 in (0.0, 1.0):
+        how = {"base_weight": 0.4, "parts": 2, "epochs": 6, "batch_size": 8, "l1": l1}
+        metrics = run(averaging(store, sharp, start, distilled, texts, name=f"average-{l1}", **how))
+        low, high = (part["base_weight"] for part in metrics["parts"])
+        spread.append(low - high)
+    assert spread[0] > 0.1 and abs(spread[1]) < 0.5 * spread[0]
 
 
 def test_micro_batches_do_not_change_what_is_learned(store, base, distilled):
