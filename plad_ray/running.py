@@ -1,4 +1,4 @@
-"""What ``plad run``, ``plad stage`` and ``plad merge`` do."""
+"""What ``plad run`` and ``plad stage`` do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None
     if dry_run:
         console.print(preview.table(exp, targets, store))
         return
-    artifacts = _execute(exp, targets, todo, store, console, verbose)
+    artifacts = run_stages(exp, targets, todo, store, console, verbose)
     if only is None:
         _finish(exp, whole, store, console, {s.artifact_name for s in todo}, time.time() - started)
     else:
@@ -43,36 +43,20 @@ def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None
             console.print(f"{name}: {rows} rows, {artifact.path}", soft_wrap=True)
 
 
-def merge(exp: Experiment, arm: str, out: Path) -> Path:
-    """Base and adapter of a finished training run as one model folder."""
-    if arm not in exp.arms():
-        raise PladError(f"--arm {arm}: no such training run; this experiment has {', '.join(exp.arms())}")
-    whole, store = plan(exp), Store(exp.runtime.store)
-    distill = whole.report.inputs[f"train/{arm}"]
-    tuned = whole.stages.get("sft-student")
-    if not distill.artifact(store).finished:
-        raise PladError(f"arm {arm} is not trained yet ({distill.artifact(store).path}); run `plad run` first")
-    from plad_ray.merge.base import merge_adapter
-    from plad_ray.models.policy import resolve
-
-    bases = [tuned.artifact(store)] if tuned is not None else []
-    policy = resolve(exp.student.model, *bases, distill.artifact(store))
-    return merge_adapter(policy, out, exp.student.model.dtype)
-
-
 def make_console() -> Console:
     """Standard output; in a file or pipe lines are as long as they need to be."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=180)
 
 
-def _execute(
+def run_stages(
     exp: Experiment, targets: list[Stage], todo: list[Stage], store: Store, console: Console, verbose: bool
 ) -> dict[str, Artifact]:
+    """Run ``todo``, what ``targets`` need and is not there, and return the targets' artifacts by stage name."""
     from plad_ray.progress import Board
 
     capacity = (float("inf"), float("inf"))
-    if todo:  # a run that reuses everything starts no Ray
+    if any(stage.ray for stage in todo):  # a run that reuses everything starts no Ray
         console.print(f"[dim]{len(todo)} of {len(closure(targets))} stages to run; starting Ray …[/dim]")
         from plad_ray import cluster
 

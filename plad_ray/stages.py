@@ -53,7 +53,8 @@ class Job:
 @dataclass(frozen=True)
 class Stage:
     """``config`` (JSON literals) is what the function gets; ``identity`` is the part of it that changes the result, with
-    content hashes in place of paths (default: all of it). ``cpus``/``gpus`` tell the scheduler what a run keeps busy.
+    content hashes in place of paths (default: all of it). ``cpus``/``gpus`` tell the scheduler what a run keeps busy;
+    ``ray`` False: the function runs in this process alone.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     version: int = 1
     cpus: float = field(default=0, compare=False)
     gpus: float = field(default=0, compare=False)
+    ray: bool = field(default=True, compare=False)
 
     @cached_property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 Everything outside ``runtime`` changes the result and is identity; ``runtime`` (workers, GPUs, paths) never is.
 """
 
+from plad_ray.config.averaging import Averaging
 from plad_ray.config.base import SPLITS, SplitName, overlay
 from plad_ray.config.data import Columns, Data
 from plad_ray.config.evaluation import Evaluate, Scorer
@@ -16,6 +17,7 @@ from plad_ray.config.training import Distill, Lora, Objective, Sft, Training
 __all__ = [
     "SPLITS",
     "Arm",
+    "Averaging",
     "Columns",
     "Data",
     "Distill",

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from plad_ray.config.averaging import Averaging
 from plad_ray.config.base import Section, overlay
 from plad_ray.config.checks import check_table
 from plad_ray.config.data import Data
@@ -30,6 +31,7 @@ class Experiment(Section):
     compare: dict[str, Arm] = Field({}, description="further arms by name, shown beside the main one")
     scorer: Scorer | None = None
     evaluate: Evaluate = Evaluate()
+    merge: Averaging | None = Field(None, description="how `plad merge` averages with the start; null: not at all")
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
@@ -43,6 +45,7 @@ class Experiment(Section):
         self.distill.candidates()
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
+            ("merge.top below 1", self.merge is not None and self.merge.top < 1),
             *((f"objective of arm {n}", _needs_scores(d.objective)) for n, (_, d) in self.arms().items()),
             *((f"pairs.reward_share of arm {n}", p.reward_share > 0) for n, (p, _) in self.arms().items()),
         ]
@@ -51,6 +54,22 @@ class Experiment(Section):
                 raise ValueError(f"{what} needs scores: set scorer.name (demo, rouge, classifier or module:function)")
         if self.student.model.load_in_4bit and self.runtime.train.zero_stage == 3:
             raise ValueError("student.model.load_in_4bit does not work with runtime.train.zero_stage 3; use 0, 1 or 2")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_make_new_rows(self) -> Experiment:
+        for name, (pairs, distill) in self.arms().items():
+            if max(distill.rounds, *(c.rounds for c in distill.candidates().values()), 1) == 1:
+                continue
+            if distill.select_on_dev:
+                raise ValueError(
+                    "distill.rounds and distill.select_on_dev exclude each other: choose first, then iterate"
+                )
+            if not _reads_student(distill.objective, pairs) or self.data.pairs is not None:
+                raise ValueError(
+                    f"distill.rounds {distill.rounds} of arm {name}: it trains on no text that this experiment's student "
+                    "writes, so every round would see the same rows; use rounds 1"
+                )
         return self
 
     def arms(self) -> dict[str, tuple[Pairs, Distill]]:
@@ -65,6 +84,15 @@ class Experiment(Section):
                 overlay(base, arm.distill, f"compare.{name}.distill"),
             )
         return arms
+
+
+def _reads_student(objective: Objective, pairs: Pairs) -> bool:
+    """Whether an arm's rows hold text of the student."""
+    from plad_ray.objectives import build
+
+    table = build(objective.name, objective.params).trains_on
+    sides = {"references": (), "chosen": (pairs.chosen,), "pairs": (pairs.chosen, pairs.rejected)}.get(table)
+    return sides is None or any(side.policy == "student" for side in sides)
 
 
 def _needs_scores(objective: Objective) -> bool:

@@ -43,6 +43,14 @@ def generate_round(exp: Experiment, name: str, prompts: Stage, student: list[Sta
     return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
 
 
+def generate_proxy(
+    exp: Experiment, name: str, prompts: Stage, student: list[Stage], limit: int, temperature: float
+) -> Stage:
+    """What a distilled student says to the first ``limit`` distillation prompts; ``student`` as in ``generate_round``."""
+    policies = {"student": _policy(exp.student, "student", [_draw("distill", (temperature,), 1, limit)])}
+    return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
+
+
 def score(exp: Experiment, name: str, prompts: Stage, responses: Stage, imported: Stage | None = None) -> Stage | None:
     if exp.scorer is None:
         return None

@@ -91,9 +91,9 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
-def write_note(folder: Path, policy: Policy) -> None:
-    """What the adapter was trained on, so that another base is refused."""
-    note = {"base": policy.base, "revision": policy.revision, "base_hash": policy.base_hash}
+def write_note(folder: Path, policy: Policy, **more: Any) -> None:
+    """What the adapter was trained on, so that another base is refused; and ``more`` to say (JSON values)."""
+    note = {"base": policy.base, "revision": policy.revision, "base_hash": policy.base_hash, **more}
     (folder / NOTE).write_text(json.dumps(note, indent=1, sort_keys=True))
 
 
