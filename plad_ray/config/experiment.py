@@ -40,6 +40,7 @@ class Experiment(Section):
                 self._check_pairs(name, pairs)
         if self.teacher == self.student:
             raise ValueError("teacher and student are the same model with the same SFT: every pair would be noise")
+        self._check_api()
         self.distill.candidates()
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
@@ -51,6 +52,32 @@ class Experiment(Section):
         if self.student.model.load_in_4bit and self.runtime.train.zero_stage == 3:
             raise ValueError("student.model.load_in_4bit does not work with runtime.train.zero_stage 3; use 0, 1 or 2")
         return self
+
+    def _check_api(self) -> None:
+        if self.student.model.api is not None:
+            raise ValueError(
+                "student.model.api: a model behind an API has no weights to train; give student.model.path"
+            )
+        api = self.teacher is not None and self.teacher.model.api is not None
+        for name in ("student",) if api else ("student", "teacher"):
+            if getattr(self.runtime, name).api is not None:
+                raise ValueError(f"runtime.{name}.api is set, but {name}.model is not behind an API")
+        if not api:
+            return
+        if self.generate.top_k > 0:
+            raise ValueError(
+                "generate.top_k is not in the OpenAI protocol, which the teacher is asked by; set it to 0 (what the "
+                "endpoint knows beside the protocol goes into teacher.model.api.extra_body)"
+            )
+        for arm, (_, distill) in self.arms().items():
+            for section in (distill, *distill.candidates().values()):
+                if _reads_teacher(section.objective):
+                    from plad_ray.models.tokens import text_only
+
+                    raise ValueError(
+                        f"objective {section.objective.name} of arm {arm} reads the teacher's logits, and an API gives "
+                        f"text only; methods that need no more: {', '.join(text_only())}"
+                    )
 
     def _check_pairs(self, arm: str, pairs: Pairs) -> None:
         for side in ("chosen", "rejected"):
@@ -81,6 +108,13 @@ class Experiment(Section):
                 overlay(base, arm.distill, f"compare.{name}.distill"),
             )
         return arms
+
+
+def _reads_teacher(objective: Objective) -> bool:
+    from plad_ray.objectives import build
+
+    built = build(objective.name, objective.params)
+    return "teacher" in (*built.logits_of, *built.logps_of)
 
 
 def _needs_scores(objective: Objective) -> bool:
