@@ -35,12 +35,12 @@ class Experiment(Section):
     def _combinations(self) -> Experiment:
         if self.teacher is None and not (self.data.responses or self.data.pairs):
             raise ValueError("teacher is missing: give a teacher, or its text by data.responses or data.pairs")
+        self._check_api()
         if self.data.pairs is None:
             for name, (pairs, _) in self.arms().items():
                 self._check_pairs(name, pairs)
         if self.teacher == self.student:
             raise ValueError("teacher and student are the same model with the same SFT: every pair would be noise")
-        self._check_api()
         self.distill.candidates()
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
