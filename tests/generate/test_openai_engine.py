@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from plad_ray.artifacts import Artifact, Store
@@ -19,6 +21,7 @@ from plad_ray.generate import openai_engine, parts, requests
 from plad_ray.generate import run as generate_run
 from plad_ray.generate.pools import build_pools
 from plad_ray.generate.responses import finish_text
+from plad_ray.generate.tasks import REQUEST
 from plad_ray.stages import Stage, run_stage
 from tests.conftest import API_KEY
 from tests.generate.api_server import Fault, Server, serving
@@ -197,20 +200,56 @@ def test_a_killed_run_does_not_pay_twice(tmp_path, store):
     assert out.manifest["rows"] == {"in": total, "out": total, "dropped": {}}
 
 
+def engine_and_block(store: Store, server: Server, count: int, **api: Any):
+    """The actor's class in this process, and all requests as one block."""
+    job = api_job(store, server, count=count, api=api)
+    [pool] = build_pools(job)
+    rows = list(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0))
+    return job.out, lambda: openai_engine.OpenAIEngine(pool), pa.Table.from_pylist(rows, schema=REQUEST)
+
+
 def test_an_actor_that_is_started_anew_asks_for_nothing_twice(store):
     with serving() as server:
-        job = api_job(store, server, count=4, api={"concurrency": 2})
-        [pool] = build_pools(job)
-        rows = list(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0))
-        import pyarrow as pa
+        out, engine, block = engine_and_block(store, server, 4)
+        first, again = engine()(block.slice(0, 3)), engine()(block)
+    assert first.num_rows == 3 and again.column("rid").to_pylist() == block.column("rid").to_pylist()[3:]
+    assert len(server.asked) == 4 and len(parts.succeeded(out)) == 4
 
-        from plad_ray.generate.tasks import REQUEST
 
-        block = pa.Table.from_pylist(rows, schema=REQUEST)
-        first = openai_engine.OpenAIEngine(pool)(block.slice(0, 3))
-        again = openai_engine.OpenAIEngine(pool)(block)
-    assert first.num_rows == 3 and again.column("rid").to_pylist() == [rows[3]["rid"]]
-    assert len(server.asked) == 4 and len(parts.succeeded(job.out)) == 4
+def test_a_slow_request_keeps_nobody(store):
+    with serving(lambda number, body: Fault(seconds=30) if number == 0 else None) as server:
+        out, engine, block = engine_and_block(store, server, 8, concurrency=2)
+        threading.Thread(target=engine(), args=(block,), daemon=True).start()
+        deadline = time.time() + 25
+        while len(parts.succeeded(out)) < 7 and time.time() < deadline:
+            time.sleep(0.1)
+        assert len(parts.succeeded(out)) == 7
+
+
+def test_what_is_in_flight_elsewhere_is_kept_when_the_endpoint_refuses(store):
+    """Two blocks at once: the one that is refused raises only after the other's answer is in a part file."""
+
+    def fault(number: int, body: dict[str, Any]) -> Fault:
+        return Fault(401, seconds=0.5) if body["messages"][0]["content"].startswith("w0") else Fault(seconds=2)
+
+    with serving(fault) as server:
+        out, engine, block = engine_and_block(store, server, 2)
+        made, raised = engine(), []
+
+        def other() -> None:
+            with pytest.raises(PladError) as error:
+                made(block.slice(1))
+            raised.append(str(error.value))
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        while not server.asked:
+            time.sleep(0.01)
+        with pytest.raises(PladError, match="answered 401"):
+            made(block.slice(0, 1))
+        assert parts.succeeded(out) == {"distill-1:teacher:0.7:0"}
+        thread.join()
+    assert "answered 401" in raised[0]
 
 
 def test_requests_hold_text_or_messages(store):
