@@ -49,6 +49,11 @@ def check(exp: Experiment, todo: list[Stage]) -> None:
 def check_role(exp: Experiment, name: str, role: Role) -> None:
     """Model files, tokenizer, lengths, and what the engine of ``role`` can serve."""
     model = role.model
+    if model.api is not None:
+        from plad_ray.generate import openai_engine
+
+        openai_engine.check(_pool(exp, name, role))
+        return
     check_lengths(exp, model)
     check_four_bit(exp, name, model)
     if model.path is not None and (folder := Path(model.path).expanduser()).is_dir():
@@ -229,12 +234,12 @@ def _config(model: Model) -> Any:
 
 def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     from plad_ray.generate import vllm_engine
-    from plad_ray.generate.pools import EnginePool, check_context
+    from plad_ray.generate.pools import check_context
 
     check_context(config, role.model)
     if role.engine != "vllm":
         return
-    pool = EnginePool(name, name, role.engine, role.model, getattr(exp.runtime, name), exp.generate)
+    pool = _pool(exp, name, role)
     vllm_engine.check_engine_kwargs(pool)
     vllm_engine.check_architecture(config)
     if pool.runtime.gpus == 0:
@@ -247,6 +252,12 @@ def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
         for _, distill in exp.arms().values():
             for candidate in (distill, *distill.candidates().values()):
                 vllm_engine.check_lora_rank(candidate.lora.r)
+
+
+def _pool(exp: Experiment, name: str, role: Role) -> Any:
+    from plad_ray.generate.pools import EnginePool
+
+    return EnginePool(name, name, role.engine, role.model, getattr(exp.runtime, name), exp.generate)
 
 
 def _in(role: str, function: Callable[..., None], *arguments: Any) -> None:

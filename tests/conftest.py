@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+#: a key that must turn up nowhere; here, as Ray's workers get the environment that Ray was started in
+API_KEY = "canary-2c7a91e04b"
+os.environ["PLAD_TEST_API_KEY"] = API_KEY
 
 SHARED = Path(os.environ.get("PLAD_SHARED", Path(__file__).parents[2] / "shared"))
 

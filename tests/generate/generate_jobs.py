@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from plad_ray import records
 from plad_ray.artifacts import Artifact, Store
-from plad_ray.config import Generate, Model, Runtime
+from plad_ray.config import Api, Generate, Model, Runtime
 from plad_ray.stages import Job
 
 MAX_LENGTH = 48
@@ -82,3 +82,9 @@ def adapter_artifact(store: Store, base: Path, name: str, scale: float = 0.3, se
     artifact = Artifact(store, name)
     model.save_pretrained(artifact.store.path(artifact.file("files")))
     return artifact
+
+
+def api_policy(url: str, draws: list | None = None, **settings: Any) -> dict:
+    """A teacher behind an API."""
+    section = Model(api=Api(base_url=url, name="m", **settings))
+    return {"model": section.model_dump(mode="json"), "engine": "openai", "role": "teacher", "draws": draws or [draw()]}
