@@ -49,6 +49,8 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "short": save_tiny_model(folder / "short", max_position_embeddings=48),
         "foreign": save_tiny_model(folder / "foreign", words=[f"v{i}" for i in range(40)]),
         "narrow": save_tiny_model(folder / "narrow", hidden_size=32, num_attention_heads=2, num_key_value_heads=2),
+        "gpt2": save_tiny_model(folder / "gpt2", "gpt2"),
+        "t5": save_tiny_model(folder / "t5", "t5"),
         "neo": save_tiny_model(folder / "neo", "gpt_neo", num_layers=2, attention_types=[[["global"], 2]]),
     }
 
@@ -238,6 +240,22 @@ def test_head_size_of_a_model_from_scratch(tmp_path):
 def test_architecture_that_vllm_does_not_serve(files, models):
     message = refused(files(), f"teacher.model.path={models['neo']}")
     assert "gpt_neo" in message and "engine: transformers" in message
+
+
+def test_a_student_whose_adapters_vllm_does_not_serve(files, models):
+    message = refused(files(), f"student.model.path={models['gpt2']}")
+    assert "student: vLLM serves gpt2 models without LoRA adapters" in message and "engine: transformers" in message
+    exp = load(files(), [f"teacher.model.path={models['gpt2']}"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+
+
+def test_an_encoder_decoder_has_max_length_on_either_side(files, models):
+    t5 = [f"student.model.path={models['t5']}", "student.engine=transformers", "student.model.max_length=8"]
+    exp = load(files(), [*t5, "student.model.max_prompt_tokens=8"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+    assert "t5 models; set engine: transformers" in refused(files(), *t5[:1])
+    assert "generate.max_tokens 9 exceeds model.max_length 8" in refused(files(), *t5, "generate.max_tokens=9")
+    assert "model.max_prompt_tokens 9 exceeds" in refused(files(), *t5, "student.model.max_prompt_tokens=9")
 
 
 def test_teacher_equals_student_under_another_name(files, models):

@@ -76,7 +76,7 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     load_in_4bit: bool = False
     trust_remote_code: bool = False
-    max_length: Count = Field(512, description="tokens of prompt + response, in training and generation")
+    max_length: Count = Field(512, description="tokens of prompt + response; of an encoder-decoder, of either side")
     max_prompt_tokens: Count | None = Field(None, description="longer prompts are cut on the left when set, else fail")
     eos_token: str | None = Field(None, description="when the tokenizer's own is absent or not what ends a response")
     stop_token_ids: tuple[int, ...] = ()

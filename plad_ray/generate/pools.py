@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from plad_ray.artifacts import Artifact
 from plad_ray.config import ApiRuntime, Generate, Model, Pool
 from plad_ray.errors import PladError
-from plad_ray.models.load import load_tokenizer
+from plad_ray.models.load import is_seq2seq, load_config, load_tokenizer
 from plad_ray.models.policy import Policy, resolve
 from plad_ray.models.tokens import eos_ids
 from plad_ray.stages import Job
@@ -62,10 +62,12 @@ class EnginePool:
 
     def config(self) -> PretrainedConfig:
         """The base model's transformers config."""
-        from transformers import AutoConfig
+        return load_config(self.base)
 
-        base = self.base
-        return AutoConfig.from_pretrained(base.base, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    @property
+    def seq2seq(self) -> bool:
+        """Whether the base is an encoder-decoder."""
+        return is_seq2seq(self.config())
 
 
 _tokenizer = lru_cache(maxsize=64)(load_tokenizer)

@@ -105,10 +105,11 @@ def prompt_columns(row: Mapping[str, Any], tokenizer: Any, pool: EnginePool) -> 
 
 
 def prompt_ids(row: Mapping[str, Any], tokenizer: Any, pool: EnginePool) -> list[int]:
-    """Token ids of a prompt row. Raises PladError when they and the response do not fit ``model.max_length``."""
-    ids = encode_prompt(tokenizer, row, pool.model)
+    """Token ids of a prompt row. Raises PladError when they and the response (an encoder-decoder: they alone) do not fit
+    ``model.max_length``."""
+    ids = encode_prompt(tokenizer, row, pool.model, pool.seq2seq)
     room, max_tokens = pool.model.max_length, pool.generate.max_tokens
-    if len(ids) + max_tokens > room:
+    if not pool.seq2seq and len(ids) + max_tokens > room:
         raise PladError(
             f"prompt {row['prompt_id']!r} has {len(ids)} tokens; with generate.max_tokens {max_tokens} that exceeds "
             f"{pool.role}.model.max_length {room}. Raise {pool.role}.model.max_length, set "

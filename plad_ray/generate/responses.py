@@ -46,7 +46,7 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
     pool = pools[policy]
     settings = pool.generate
     text, kept, reason, reasoning = finish(
-        ids, pool.tokenizer(policy), pool.eos(policy), settings.stop, settings.strip_reasoning
+        ids, pool.tokenizer(policy), pool.eos(policy), settings.stop, settings.strip_reasoning, pool.seq2seq
     )
     return {
         **common,
@@ -98,6 +98,7 @@ def finish(
     eos: tuple[int, ...],
     stop: tuple[str, ...] = (),
     reasoning: tuple[str, str] | None = None,
+    seq2seq: bool = False,
 ) -> tuple[str, list[int], str, int]:
     """(text, token ids without EOS, finish reason, reasoning tokens) of generated ``ids``.
 
@@ -113,13 +114,13 @@ def finish(
         if cut is None:
             return "", [], "length", len(kept)
         thought, kept = cut, kept[cut:]
-    text = decode(tokenizer, kept)
+    text = decode(tokenizer, kept, seq2seq)
     wanted = text.lstrip() if thought else text
     places = [place for place in (wanted.find(mark) for mark in stop) if place >= 0]
     if places:
         wanted, reason = wanted[: min(places)], "stop"
     if wanted != text:
-        kept = _ids_of(wanted, kept, tokenizer)
+        kept = _ids_of(wanted, kept, tokenizer, seq2seq)
     return wanted, kept, reason, thought
 
 
@@ -137,9 +138,9 @@ def _raw(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _ids_of(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ids_of(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, seq2seq: bool) -> list[int]:
     """The first ids that decode to ``text``, else (a token straddles the cut) its own tokens."""
-    length = bisect_left(range(len(ids) + 1), True, key=lambda n: len(decode(tokenizer, ids[:n])) >= len(text))
-    if length <= len(ids) and decode(tokenizer, ids[:length]) == text:
+    length = bisect_left(range(len(ids) + 1), True, key=lambda n: len(decode(tokenizer, ids[:n], seq2seq)) >= len(text))
+    if length <= len(ids) and decode(tokenizer, ids[:length], seq2seq) == text:
         return ids[:length]
-    return encode_response(tokenizer, text, None)
+    return encode_response(tokenizer, text, None, seq2seq)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,28 @@ def make_job(
     return Job("responses", config, inputs, Artifact(store, out), Runtime.model_validate(runtime or {}), **extra)
 
 
-def adapter_artifact(store: Store, base: Path, name: str, scale: float = 0.3, seed: int = 1, rank: int = 4) -> Artifact:
+def adapter_artifact(
+    store: Store,
+    base: Path,
+    name: str,
+    scale: float = 0.3,
+    seed: int = 1,
+    rank: int = 4,
+    targets: Sequence[str] = ("q_proj", "v_proj"),
+) -> Artifact:
     """A LoRA adapter with random weights on ``base``; ``scale`` 0 leaves B at zero."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from plad_ray.models.load import auto_class, is_seq2seq
 
     torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(base)
+    task = "SEQ_2_SEQ_LM" if is_seq2seq(config) else "CAUSAL_LM"
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(r=rank, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        auto_class(config).from_pretrained(base),
+        LoraConfig(r=rank, lora_alpha=16, target_modules=list(targets), task_type=task),
     )
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
