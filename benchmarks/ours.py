@@ -21,6 +21,8 @@ from plad_ray.train.loop import Run, one_step
 from plad_ray.train.sampler import Plan
 
 PAD = 0
+#: More than anybody times.
+STEPS = 10_000
 
 
 def alone() -> None:
@@ -32,21 +34,23 @@ def alone() -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
 
 
-def stepper(
-    shape: Shape, objective: Objective, layout: Layout, steps: int = 10_000, known: tuple[str, ...] = ()
-) -> Callable[[], None]:
-    """A function that does one training step. ``known``: values that the objective wants precomputed."""
+def stepper(shape: Shape, objective: Objective, layout: Layout, model: nn.Module | None = None) -> Callable[[], None]:
+    """A function that does one training step. Log-probs of frozen models are given, as if precomputed."""
     training, runtime = Training(batch_size=shape.pairs, learning_rate=1e-4), TrainRuntime(micro_batch=shape.pairs)
-    module: nn.Module = ResponseValues(lora_model(shape), objective)
+    module: nn.Module = ResponseValues(model or lora_model(shape), objective)
     module.train()
     config = deepspeed.engine_config(training, runtime, "float32", 1, 1)
+    os.environ["LOCAL_RANK"] = "0"
+    engine = deepspeed.start_engine(module, training, config)
+    del os.environ["LOCAL_RANK"]  # else TRL would take this process for one of many and wrap its model in DDP
     given = rows(shape, 4 * shape.pairs)
-    blank = {name: tuple(np.full(len(c), -10.0, np.float32) for c in given[0].candidates) for name in known}
+    blank = tuple(np.full(len(c), -10.0, np.float32) for c in given[0].candidates)
+    known = {f"{name}_logp": blank for name in objective.logps_of}
     run = Run(
-        engine=deepspeed.start_engine(module, training, config),
+        engine=engine,
         objective=objective,
-        rows=[replace(row, known=blank) for row in given],
-        plan=Plan(len(given), shape.pairs, steps * shape.pairs / len(given), 0),
+        rows=[replace(row, known=known) for row in given],
+        plan=Plan(len(given), shape.pairs, STEPS * shape.pairs / len(given), 0),
         training=training,
         micro_batch=shape.pairs,
         rank=0,
@@ -55,12 +59,12 @@ def stepper(
         pad=PAD,
         layout=layout,
     )
-    done = iter(range(steps))
-    return lambda: void(one_step(run, next(done), 0.0))
+    done = iter(range(STEPS))
 
+    def step() -> None:
+        one_step(run, next(done), 0.0)
 
-def void(_: object) -> None:
-    """Steps are timed, not read."""
+    return step
 
 
 def full_logits_stepper(shape: Shape, objective: Objective, layout: Layout) -> Callable[[], None]:
@@ -73,7 +77,6 @@ def full_logits_stepper(shape: Shape, objective: Objective, layout: Layout) -> C
         batch = layout.collate(given, PAD, chunk_count(0, shape.vocabulary))
         logits_SLV = model(input_ids=batch.ids_SL, attention_mask=batch.attention_SL).logits
         logps_SL = logits_SLV[:, :-1].log_softmax(-1).gather(-1, batch.ids_SL[:, 1:, None]).squeeze(-1)
-        S, L = batch.ids_SL.shape
         values_N = nn.functional.pad(logps_SL, (0, 1)).flatten()[batch.source_N]
         flat = values_N.new_zeros(batch.mask_BKT.numel()).index_copy(0, batch.place_N, values_N)
         terms = objective.loss({"logp": flat.view_as(batch.mask_BKT)}, batch.mask_BKT, batch.scores_BK)

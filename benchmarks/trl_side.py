@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
+from benchmarks.clock import Time, now, since
 from benchmarks.shape import Shape, base_model, lora, rows
 
 
@@ -37,18 +37,19 @@ def dataset(shape: Shape, steps: int) -> Dataset:
 
 
 class Clock(TrainerCallback):
-    """Seconds of each whole step of the trainer (data, forward, backward, clipping, AdamW), and ``between`` steps."""
+    """Times each whole step of the trainer (data, forward, backward, clipping, AdamW); does ``between`` after each."""
 
     def __init__(self, between: Callable[[], None]):
-        self.between, self.seconds, self.began = between, [], 0.0
+        self.between = between
+        self.times: list[Time] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.began = time.perf_counter()
+        self.began = now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
+        self.times.append(since(self.began))
         self.between()
-        self.began = time.perf_counter()
+        self.began = now()
 
 
 def arguments(shape: Shape, steps: int, folder: Path) -> dict[str, Any]:
@@ -70,14 +71,16 @@ def arguments(shape: Shape, steps: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def cpo(shape: Shape, steps: int, folder: Path, between: Callable[[], None]) -> Clock:
+def cpo(
+    shape: Shape, steps: int, folder: Path, between: Callable[[], None], model: PreTrainedModel | None = None
+) -> Clock:
     """CPOTrainer with SimPO's loss and no NLL term."""
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     clock = Clock(between)
     args = CPOConfig(loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, **arguments(shape, steps, folder))
     CPOTrainer(
-        model=base_model(shape),
+        model=model or base_model(shape),
         args=args,
         train_dataset=dataset(shape, steps),
         processing_class=tokenizer(shape),

@@ -60,12 +60,14 @@ def _decoder_answers(decoder: nn.Module, hidden_SLH: Tensor) -> Generator[None]:
     def answer(*_: Any, **__: Any) -> BaseModelOutputWithPast:
         return BaseModelOutputWithPast(last_hidden_state=hidden_SLH)  # type: ignore[arg-type]
 
-    before = decoder.forward
+    own = vars(decoder).get("forward")  # what somebody else has put there
     decoder.forward = answer
     try:
         yield
     finally:
-        decoder.forward = before
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
