@@ -51,6 +51,10 @@ class TrainRuntime(Section):
     workers: Count = 1
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    layout: Literal["auto", "shared", "concatenated"] = Field(
+        "auto",
+        description="a prompt laid down once for all its candidates, or once for each; auto: once where it is exact",
+    )
     micro_batch: Count = Field(64, description="prompts a forward pass of one worker")
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
