@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from plad_ray.errors import PladError
 from plad_ray.models.load import is_seq2seq
@@ -65,8 +65,8 @@ class Head:
 
 @contextmanager
 def _decoder_answers(decoder: nn.Module, hidden_SLH: Tensor) -> Generator[None]:
-    def answer(*_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden_SLH)  # type: ignore[arg-type]
+    def answer(*_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_SLH)  # type: ignore[arg-type]
 
     own = vars(decoder).get("forward")  # what somebody else has put there
     decoder.forward = answer
