@@ -5,7 +5,6 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 import torch
-from conftest import save_tiny_model
 
 from plad_ray.config import Model
 from plad_ray.models.load import load_model, load_tokenizer
@@ -15,6 +14,7 @@ from plad_ray.train.frozen import FrozenModels
 from plad_ray.train.layout import Row, concatenate
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.rows import pair_rows
+from tests.conftest import save_tiny_model
 
 pytest.importorskip("trl")
 #: prompts of unlike length, and texts of which now the chosen, now the rejected one is longer
