@@ -183,7 +183,8 @@ def from_curves(curves: Mapping[str, Curve]) -> list[Sentence]:
                     "warning",
                     f"In the training of {arm} both log-probabilities fell (chosen {change['chosen']:+.1f}, rejected "
                     f"{change['rejected']:+.1f} nats from the first to the last tenth): the margin grew by making both "
-                    "texts less likely. An SFT term (distill.objective.sft_weight) holds the chosen text up.",
+                    "texts less likely. An SFT term (distill.objective.sft_weight, where the objective has it) holds the "
+                    "chosen text up.",
                 )
             )
     return said
