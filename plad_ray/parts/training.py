@@ -40,7 +40,7 @@ def sft(exp: Experiment, name: str, prompts: Stage) -> Stage | None:
 def tables(exp: Experiment, arms: dict[str, tuple[Pairs, Distill]], made: Made, suffix: str = "") -> dict[str, Stage]:
     """What each arm trains on; arms that want the same share it. An arm that reads references only has none of its own."""
     finished = data.imported_pairs(exp, made.prompts)
-    stages: dict[tuple[Pairs, str], Stage] = {}
+    stages: dict[str, Stage] = {}
     found = {}
     for arm, (section, distill) in arms.items():
         kind = {"chosen": "pairs"}.get(_objective(distill).trains_on, _objective(distill).trains_on)
@@ -50,9 +50,9 @@ def tables(exp: Experiment, arms: dict[str, tuple[Pairs, Distill]], made: Made, 
             found[arm] = finished
             continue
         name = (kind if arm == "distilled" else f"{kind}-{arm}") + suffix
-        config = {"pairs": section.model_dump(mode="json"), "chat": exp.student.model.template == "chat"}
+        config = {"pairs": section.read_by(kind), "chat": exp.student.model.template == "chat"}
         stage = Stage(name, lazy(BUILDERS[kind]), {**config, "seed": exp.seed}, made.texts)
-        found[arm] = stages.setdefault((section, kind), stage)
+        found[arm] = stages.setdefault(f"{kind} {config}", stage)
     return found
 
 

@@ -1,4 +1,4 @@
-"""One forward pass of one causal model over a batch, cut down to the positions that predict a response token."""
+"""One forward pass of one model over a batch, cut down to the positions that predict a response token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plad_ray.models.load import is_seq2seq
+from plad_ray.train import seq2seq
 from plad_ray.train.layout import Batch
 
 
 def response_hidden(model: nn.Module, batch: Batch, head_alone: bool) -> Tensor:
     """[N, H] what the LM head gets at each predicting position; with ``head_alone`` False the logits [N, V] there."""
     base = causal_model(model)
+    if isinstance(batch, seq2seq.Seq2SeqBatch):
+        return seq2seq.response_hidden(base, batch, head_alone)
     if head_alone:
         hidden_SLH = base.get_decoder()(
             input_ids=batch.ids_SL, attention_mask=batch.attention_SL, use_cache=False
@@ -45,7 +49,10 @@ def head_gives_logits(model: nn.Module) -> bool:
     training = model.training
     model.eval()
     ids = torch.arange(1, 6, device=base.device)[None] % base.config.get_text_config().vocab_size
-    logits = base(input_ids=ids, use_cache=False).logits
-    alone = head(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+    if is_seq2seq(base.config):
+        same = seq2seq.head_gives_logits(base, ids)
+    else:
+        logits = base(input_ids=ids, use_cache=False).logits
+        same = torch.equal(logits, head(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state))
     model.train(training)
-    return torch.equal(logits, alone)
+    return same

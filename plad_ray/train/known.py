@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch.distributed as dist
 
-from plad_ray.train.layout import Row, concatenate
+from plad_ray.train.collate import Collate
+from plad_ray.train.layout import Row
 from plad_ray.train.logprobs import ResponseValues, chunk_count
 from plad_ray.train.world import World
 
@@ -16,7 +17,7 @@ def with_frozen_logps(
     module: ResponseValues,
     rows: list[Row],
     names: tuple[str, ...],
-    pad: int,
+    collate: Collate,
     vocabulary: int,
     micro_batch: int,
     world: World,
@@ -30,7 +31,7 @@ def with_frozen_logps(
         picked = mine[start : start + micro_batch]
         batch = [rows[i] for i in picked]
         chunks = chunk_count(sum(row.positions for row in batch), vocabulary)
-        tensors = concatenate(batch, pad, chunks).to(world.device)
+        tensors = collate(batch, chunks).to(world.device)
         for name in names:
             logps_BKT = module.frozen_logps(name, tensors).float().cpu().numpy()
             for index, row, logps_KT in zip(picked, batch, logps_BKT, strict=True):

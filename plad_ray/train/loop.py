@@ -17,7 +17,8 @@ from plad_ray.config import Training
 from plad_ray.errors import PladError
 from plad_ray.objectives import Objective
 from plad_ray.train import deepspeed as ds
-from plad_ray.train.layout import Batch, Row, concatenate, filler
+from plad_ray.train.collate import Collate
+from plad_ray.train.layout import Batch, Row, filler
 from plad_ray.train.logprobs import chunk_count
 from plad_ray.train.rollouts import Rollouts
 from plad_ray.train.sampler import Plan, deal, stateless_seed
@@ -40,7 +41,7 @@ class Run:
     rank: int
     workers: int
     vocabulary: int
-    pad: int
+    collate: Collate
     rollouts: Rollouts | None = None
     start: int = 0
     lines: list[dict[str, float]] = field(default_factory=list)
@@ -126,7 +127,7 @@ def batches_of(run: Run, step: int) -> list[Batch]:
             rows = [run.rows[i] for i in dealt[run.rank]] or [filler(run.rows[0])]
         else:
             rows = [rollouts.row(step, i, run.rows[i]) for i in dealt[run.rank]] or [rollouts.filler(run.rows[0])]
-        batch = concatenate(rows, run.pad, chunk_count(positions, run.vocabulary))
+        batch = run.collate(rows, chunk_count(positions, run.vocabulary))
         batches.append(batch.to(run.engine.device))
     return batches
 
@@ -165,7 +166,7 @@ def dry_step(run: Run) -> None:
     """A step of zero gradient, which makes the optimizer create its state."""
     row = run.rows[0]
     nobody = filler(row) if run.rollouts is None or row.candidates else run.rollouts.filler(row)
-    batch = concatenate([nobody], run.pad).to(run.engine.device)
+    batch = run.collate([nobody], 1).to(run.engine.device)
     values = run.engine(batch)
     nothing = torch.stack([value.sum() for value in values.values()]).sum() * 0.0
     ds.backward(run.engine, nothing, last=True, workers=run.workers)
