@@ -178,6 +178,8 @@ def test_gradient_against_unchunked_float64(beta, chunks, folders):
     with torch.no_grad():  # B = 0 would leave A without a gradient
         for parameter in (p for n, p in student.named_parameters() if "lora_B" in n):
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        for model in (student.get_base_model(), teacher):  # spread the logits out
+            model.get_output_embeddings().weight.mul_(10)
     module = ResponseValues(student, build("gkd", {"beta": beta}), FrozenModels(own={"teacher": teacher}))
     batch = batch_of(chunks)
     value = module(batch)["jsd"].sum()
@@ -194,7 +196,7 @@ def test_gradient_against_unchunked_float64(beta, chunks, folders):
         m = beta * p + (1 - beta) * q
         expected = (beta * p * (p / m).log() + (1 - beta) * q * (q / m).log()).sum()
     expected.backward()
-    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(ours[name].double(), parameter.grad, rtol=1e-3, atol=1e-5)
