@@ -93,6 +93,23 @@ def test_frozen_models_are_trained_first():
     assert distill.config["training"]["objective"] == {"name": PULL, "strength": 0.5}
 
 
+def test_aligndistil_has_a_dpo_and_a_reverse_dpo_stage_first():
+    """Both from the student's start and on the arm's pairs; they differ in the order alone."""
+    section = {"name": "aligndistil", "dpo_beta": 0.2, "on_policy": True}
+    found = stages(compare={"tokens": {"distill": {"objective": section}}})
+    last = found["distill-tokens"]
+    assert last.config["max_new_tokens"] == 64 and set(last.config["frozen"]) == {"dpo", "reverse_dpo"}
+    ends = {}
+    for name in ("dpo", "reverse_dpo"):
+        stage = last.inputs[f"frozen/{name}/1"]
+        assert inputs(last)[f"frozen/{name}/0"] == "sft-student"
+        frozen = {"pairs": "pairs", "base/0": "sft-student", "frozen/reference/0": "sft-student"}
+        assert inputs(stage) == frozen
+        ends[name] = stage.config["training"]["objective"]
+    assert ends["dpo"]["name"] == "dpo" and ends["dpo"]["beta"] == 0.2
+    assert ends["reverse_dpo"] == ends["dpo"] | {"reverse": True} and not ends["dpo"]["reverse"]
+
+
 def test_the_source_of_an_objective_is_its_identity(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     text = "from tests.train.external_objective import Pull as Base\n\nclass Mine(Base):\n    pass\n"
