@@ -210,6 +210,21 @@ def test_writing_a_default_out_changes_no_name(tmp_path):
     assert [n for n, s in base.stages.items() if n != "report" and other.stages[n].digest != s.digest] == []
 
 
+def test_what_of_an_api_is_identity(tmp_path):
+    """The endpoint and its model are; key, limits and prices are not."""
+    api = {"base_url": "https://api.example.com/v1", "name": "m"}
+    base = {"teacher": {"engine": "openai", "model": {"api": api}}}
+
+    def digest(*overrides: str) -> str:
+        return plan(load(write(tmp_path, base), overrides)).stages["responses"].digest
+
+    same = ["api_key_env=MY_KEY", "concurrency=3", "requests_per_minute=9", "retries=0", "timeout=5"]
+    prices = ["runtime.teacher.api.input_price=1", "runtime.teacher.api.output_price=2"]
+    assert {digest(f"runtime.teacher.api.{s}") for s in same} | {digest(*prices)} == {digest()}
+    other = ["name=n", "endpoint=completions", "base_url=https://x.org/v1", "extra_body={a: 1}", "send_seed=false"]
+    assert len({digest(f"teacher.model.api.{o}") for o in other} | {digest()}) == 6
+
+
 def test_files_that_are_no_experiment(tmp_path):
     for content, expected in [(b"\xff\xfe", "UTF-8"), (b"a: [", "not valid YAML"), (b"- 1", "mapping of sections")]:
         file = tmp_path / "broken.yaml"

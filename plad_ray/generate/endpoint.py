@@ -205,7 +205,7 @@ class Endpoint:
         status, headers = error.status_code, error.response.headers
         said = f"{self.host} answered {status}: {self._clean(error.message)}"
         if 300 <= status < 400:
-            target = urlsplit(headers.get("location", "")).netloc or "another path"
+            target = "/".join(headers.get("location", "nowhere").split("/")[:3])  # without path and query
             return Failure(
                 f"{self.host} redirects ({status}) to {target}, where the key is not sent; give the final address as "
                 "model.api.base_url",
@@ -226,8 +226,8 @@ class Endpoint:
         try:
             answer = json.loads(text)
             choice, usage = answer["choices"][0], answer.get("usage") or {}
-            message = choice["message"] if self.model.endpoint == "chat" else choice
-            content = message["content" if self.model.endpoint == "chat" else "text"]
+            said = choice["message"] if self.model.endpoint == "chat" else choice
+            content = said["content" if self.model.endpoint == "chat" else "text"]
             reason = choice["finish_reason"]
             tokens = (int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
             reasoning = int((usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
@@ -239,8 +239,9 @@ class Endpoint:
         if content is None and reason == "length":  # all of it went into reasoning
             content = ""
         if reason not in ("stop", "length") or not isinstance(content, str):
-            refusal = message.get("refusal") or f"finish_reason {reason}"
-            return Failure(f"{self.host}: no text, {self._clean(refusal)}", False, False, None, *tokens)
+            refusal = said.get("refusal") or f"finish_reason {reason}"
+            message = f"{self.host}: no text, {self._clean(refusal)}"
+            return Failure(message, prompt_tokens=tokens[0], generated_tokens=tokens[1])
         return Reply(content, reason, *tokens, reasoning)
 
     def _clean(self, said: object) -> str:
@@ -261,6 +262,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     return max(0.0, seconds) if seconds < float("inf") else None

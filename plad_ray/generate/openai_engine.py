@@ -105,7 +105,8 @@ class OpenAIEngine:
         threading.Thread(target=self.loop.run_forever, daemon=True, name="endpoint").start()
         self.endpoint: Endpoint = asyncio.run_coroutine_threadsafe(self._connect(pool), self.loop).result()
         self.waiting: list[dict[str, Any]] = []
-        self.commit: asyncio.Task[None] | None = None
+        self.writing = asyncio.Lock()
+        self.timer: asyncio.Task[None] | None = None
         self.open = 0
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -120,11 +121,12 @@ class OpenAIEngine:
         return Endpoint(pool.model.api, pool.api, pool.generate)
 
     async def _block(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Answers of one block. When the endpoint refuses, what is in flight elsewhere is awaited too: raising ends this
-        process."""
+        """Answers of one block, all of them in part files. When the endpoint refuses, what is in flight elsewhere is awaited
+        too: raising ends this process."""
         self.open += 1
         try:
             answers = await asyncio.gather(*(self._answer(row) for row in rows))
+            await self._write()
         finally:
             self.open -= 1
         while self.endpoint.refusal is not None and self.open:
@@ -132,7 +134,7 @@ class OpenAIEngine:
         return [answer for answer in answers if answer is not None]
 
     async def _answer(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The published ANSWER row of a request; None when the endpoint refuses all of them."""
+        """The ANSWER row of a request, soon in a part file; None when the endpoint refuses all of them."""
         outcome = await self.endpoint.ask(row)
         counts = {"num_prompt_tokens": outcome.prompt_tokens, "num_generated_tokens": outcome.generated_tokens}
         if isinstance(outcome, Failure):
@@ -142,17 +144,19 @@ class OpenAIEngine:
         else:
             said = {"text": outcome.text, "finish_reason": outcome.finish_reason}
             answer = {**row, **counts, **said, "num_reasoning_tokens": outcome.reasoning_tokens, "published": True}
-        await self._publish(part_row(self.pools, {"ids": None, "error": None, **answer}))
+        self._publish(part_row(self.pools, {"ids": None, "error": None, **answer}))
         return answer
 
-    async def _publish(self, row: dict[str, Any]) -> None:
-        """Return when ``row`` is in a part file."""
+    def _publish(self, row: dict[str, Any]) -> None:
         self.waiting.append(row)
-        if self.commit is None:
-            self.commit = asyncio.create_task(self._write())
-        await self.commit
+        if self.timer is None or self.timer.done():
+            self.timer = asyncio.create_task(self._write(PUBLISH_SECONDS))
 
-    async def _write(self) -> None:
-        await asyncio.sleep(PUBLISH_SECONDS)
-        rows, self.waiting, self.commit = self.waiting, [], None
-        await asyncio.to_thread(parts.write_part, self.out, rows)
+    async def _write(self, delay: float = 0) -> None:
+        """Put every row that has come in so far into a part file. Rows stay until they are written, so what one write cannot
+        do the block's own does, or raises."""
+        await asyncio.sleep(delay)
+        async with self.writing:
+            rows = list(self.waiting)
+            await asyncio.to_thread(parts.write_part, self.out, rows)
+            del self.waiting[: len(rows)]

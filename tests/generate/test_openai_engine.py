@@ -45,7 +45,9 @@ def prompt_of(row: dict[str, Any]) -> str:
 
 def assert_no_key(store: Store) -> None:
     """In no file of the store, and in no log of Ray."""
-    logs = Path("/tmp/ray/session_latest/logs")
+    import ray
+
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     files = [p for folder in (Path(store.root), logs) for p in folder.rglob("*") if p.is_file()]
     assert len(files) > 10
     assert [p for p in files if API_KEY.encode() in p.read_bytes()] == []
