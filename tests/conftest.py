@@ -107,11 +107,10 @@ def save_tiny_model(
         tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"$A {eos[0]}", special_tokens=[eos])
     sizes = {**SIZES.get(model_type, LLAMA), "vocab_size": len(tokenizer)}
     torch.manual_seed(seed)
-    model_config = AutoConfig.for_model(model_type, **{**sizes, **config})
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if model_type == "t5":
-        model_config.decoder_start_token_id = tokenizer.pad_token_id
-    model_config.eos_token_id, model_config.bos_token_id = tokenizer.eos_token_id, None
-    model_config.pad_token_id = tokenizer.pad_token_id
+        ids["decoder_start_token_id"] = tokenizer.pad_token_id
+    model_config = AutoConfig.for_model(model_type, **{**sizes, **ids, **config})
     model = auto_class(model_config).from_config(model_config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
