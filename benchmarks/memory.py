@@ -1,4 +1,4 @@
-"""Peak resident memory of three steps over the model's own, one process a figure: ``python -m benchmarks.memory``."""
+"""Peak resident memory of two steps over the model's own, one process a figure: ``python -m benchmarks.memory``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.shape import Shape, base_model, lora_model
 from benchmarks.train_step import objective
 from plad_ray.train.shared import SHARED
 
-STEPS = 3
+STEPS = 2
 
 
 def resident() -> float:
