@@ -95,9 +95,7 @@ def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[
     if stage.name.startswith("pairs"):
         return _capped(Rows(sizes.get("distill")), stage.config.get("pairs", {}).get("limit"))
     if "training" in stage.config:
-        table = stage.inputs.get("pairs")
-        rows = Rows(sizes.get("distill")) if table is None else counts[table.name]
-        return _capped(rows, stage.config["training"]["limit"])
+        return _capped(counts[stage.inputs["pairs"].name], stage.config["training"]["limit"])
     if isinstance(stage.config.get("scorer"), dict):
         return _scores(stage.inputs["responses"], sizes, counts)
     if stage.name == "evaluate":

@@ -55,22 +55,6 @@ class Experiment(Section):
             raise ValueError("student.model.load_in_4bit does not work with runtime.train.zero_stage 3; use 0, 1 or 2")
         return self
 
-    @model_validator(mode="after")
-    def _rounds_make_new_rows(self) -> Experiment:
-        for name, (pairs, distill) in self.arms().items():
-            if max(distill.rounds, *(c.rounds for c in distill.candidates().values()), 1) == 1:
-                continue
-            if distill.select_on_dev:
-                raise ValueError(
-                    "distill.rounds and distill.select_on_dev exclude each other: choose first, then iterate"
-                )
-            if not _reads_student(distill.objective, pairs) or self.data.pairs is not None:
-                raise ValueError(
-                    f"distill.rounds {distill.rounds} of arm {name}: it trains on no text that this experiment's student "
-                    "writes, so every round would see the same rows; use rounds 1"
-                )
-        return self
-
     def _check_pairs(self, arm: str, pairs: Pairs) -> None:
         for side in ("chosen", "rejected"):
             pick: Pick = getattr(pairs, side)
@@ -100,6 +84,22 @@ class Experiment(Section):
                 overlay(base, arm.distill, f"compare.{name}.distill"),
             )
         return arms
+
+    @model_validator(mode="after")
+    def _rounds_make_new_rows(self) -> Experiment:
+        for name, (pairs, distill) in self.arms().items():
+            if max(distill.rounds, *(c.rounds for c in distill.candidates().values()), 1) == 1:
+                continue
+            if distill.select_on_dev:
+                raise ValueError(
+                    "distill.rounds and distill.select_on_dev exclude each other: choose first, then iterate"
+                )
+            if not _reads_student(distill.objective, pairs) or self.data.pairs is not None:
+                raise ValueError(
+                    f"distill.rounds {distill.rounds} of arm {name}: it trains on no text that this experiment's student "
+                    "writes, so every round would see the same rows; use rounds 1"
+                )
+        return self
 
 
 def _reads_student(objective: Objective, pairs: Pairs) -> bool:

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from test_config import EXPERIMENT
 
-from plad_ray import preview
-from plad_ray.artifacts import Store
 from plad_ray.config import parse
 from plad_ray.errors import PladError
 from plad_ray.pipeline import plan
@@ -121,10 +119,3 @@ REFUSED = [
 def test_rounds_that_would_see_the_same_rows_are_refused(sections, message):
     with pytest.raises(PladError, match=message):
         stages(**sections)
-
-
-def test_the_plan_counts_the_rows_of_an_arm_without_pairs(tmp_path):
-    found = stages(distill={"objective": {"name": "sft"}, "limit": 5})
-    exp = parse({**EXPERIMENT, "distill": {"objective": {"name": "sft"}, "limit": 5}})
-    counts = preview.rows(exp, list(found.values()), Store(str(tmp_path)))
-    assert counts["distill"].count == 5 and inputs(found["distill"])["prompts"] == "prompts"
