@@ -41,6 +41,9 @@ def check(exp: Experiment, todo: list[Stage]) -> None:
         _in(name, check_role, exp, name, role)
     if exp.teacher is not None and "student" in roles:
         check_same(exp, exp.teacher)
+    check_references(exp, todo)
+    if exp.teacher is not None and any("teacher" in s.config.get("frozen", {}) for s in todo):
+        check_logits(exp.teacher.model, exp.student.model)
 
 
 def check_role(exp: Experiment, name: str, role: Role) -> None:
@@ -124,6 +127,47 @@ def check_same(exp: Experiment, teacher: Role) -> None:
             f"teacher and student are the same model ({teacher.model.path or 'from scratch'}) with the same SFT: every "
             "pair would be noise; give the student another model or another sft"
         )
+
+
+def check_references(exp: Experiment, todo: list[Stage]) -> None:
+    """What trains on human texts has some."""
+    if exp.data.source != "files" or exp.data.columns.reference is not None:
+        return
+    from plad_ray.train.worker import objective_of, sections
+
+    for stage in todo:
+        if "training" not in stage.config:
+            continue
+        objective = objective_of(sections(stage.config)[1])
+        if objective.trains_on == "references" and objective.reads_texts:
+            raise PladError(
+                f"{stage.name} trains on the references of the prompts, and data.columns.reference is null: name the "
+                "column, or use a method that needs none"
+            )
+
+
+def check_logits(teacher: Model, student: Model) -> None:
+    """The teacher's logits are of the student's tokens, over all that the student trains on."""
+    from plad_ray.generate.pools import check_context
+    from plad_ray.models.load import load_tokenizer
+    from plad_ray.models.policy import resolve
+    from plad_ray.models.tokens import check_same_tokens, text_only
+
+    if teacher.path is not None and student.path is not None:
+        check_same_tokens(load_tokenizer(resolve(student)), load_tokenizer(resolve(teacher)), "teacher")
+    elif _made(teacher) != _made(student):
+        raise PladError(
+            "teacher and student have different tokenizers, so their logits cannot be compared: make both from scratch "
+            "with the same scratch.tokenizer and scratch.vocab_size, or take both from models with one tokenizer. Methods "
+            f"that need the teacher's text alone work: {', '.join(text_only())}"
+        )
+    at_students_length = teacher.model_copy(update={"max_length": student.max_length})
+    _in("the teacher reads what the student trains on", check_context, _config(teacher), at_students_length)
+
+
+def _made(model: Model) -> tuple[str, int] | None:
+    """The settings of a tokenizer that is made from the train shard; None for a model that brings its own."""
+    return None if model.scratch is None else (model.scratch.tokenizer, model.scratch.vocab_size)
 
 
 def check_resources(exp: Experiment, todo: list[Stage], capacity: tuple[float, float]) -> None:

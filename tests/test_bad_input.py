@@ -43,6 +43,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "large": save_tiny_model(folder / "large"),
         "small": small,
         "copy": Path(shutil.copytree(small, folder / "copy")),
+        "padded": save_tiny_model(folder / "padded", vocab_size=64),
+        "short": save_tiny_model(folder / "short", max_position_embeddings=48),
+        "foreign": save_tiny_model(folder / "foreign", words=[f"v{i}" for i in range(40)]),
         "narrow": save_tiny_model(folder / "narrow", hidden_size=32, num_attention_heads=2, num_key_value_heads=2),
         "neo": save_tiny_model(folder / "neo", "gpt_neo", num_layers=2, attention_types=[[["global"], 2]]),
     }
@@ -200,6 +203,59 @@ def test_incomplete_model_folders(files, models, tmp_path, removed, added, expec
         (folder / added).write_bytes(b"")
     message = refused(files(), f"student.model.path={folder}")
     assert str(folder) in message and expected in message
+
+
+WHITE_BOX = ["kd", "fdistill", "minillm", "gkd"]
+
+
+@pytest.mark.parametrize("name", WHITE_BOX)
+def test_logit_methods_need_one_tokenizer(files, models, name):
+    objective = f"distill.objective={{name: {name}}}"
+    message = refused(files(), objective, f"teacher.model.path={models['foreign']}")
+    assert "teacher's tokenizer differs" in message and "'w0'" in message
+    text_only = message.rpartition("alone work: ")[2]
+    assert "plad_rank" in text_only and "seqkd" in text_only and not any(n in text_only for n in WHITE_BOX)
+
+
+def test_logit_methods_take_a_padded_vocabulary(files, models):
+    exp = load(files(), ["distill.objective.name=kd", f"teacher.model.path={models['padded']}"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+
+
+def test_text_methods_take_any_tokenizer(files, models):
+    exp = load(files(), [f"teacher.model.path={models['foreign']}"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+
+
+def test_logit_methods_need_a_teacher_with_weights(files, tmp_path):
+    (tmp_path / "responses.jsonl").write_text("{}")
+    given = ["teacher=null", f"data.responses={tmp_path / 'responses.jsonl'}"]
+    message = refused(files(), *given, "compare.soft.distill.objective.name=gkd")
+    assert "objective gkd (distill-soft) reads the teacher's logits" in message and "plad_rank" in message
+
+
+def test_logit_methods_need_a_teacher_that_reads_as_far(files, models):
+    given = ["distill.objective.name=kd", f"teacher.model.path={models['short']}", "teacher.model.max_length=48"]
+    message = refused(files(), *given)
+    assert "the teacher reads what the student trains on" in message and "64" in message and "48" in message
+
+
+def test_logit_methods_of_models_from_scratch(tmp_path):
+    file = tmp_path / "exp.yaml"
+    file.write_text(yaml.safe_dump({**EXPERIMENT, "runtime": {"store": str(tmp_path / "runs")}}))
+    exp = load(file, ["distill.objective.name=fdistill"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+    message = refused(file, "distill.objective.name=fdistill", "student.model.scratch.vocab_size=300")
+    assert "different tokenizers" in message and "scratch.vocab_size" in message and "plad_rank" in message
+
+
+def test_references_that_are_not_there(files):
+    none = "data.columns={prompt: question, reference: null}"
+    message = refused(files(), none, "distill.objective={name: minillm, lm_weight: 1.0}")
+    assert "distill trains on the references" in message and "data.columns.reference" in message
+    assert "sft-student" in refused(files(), none, "student.sft={}")
+    exp = load(files(), [none, "distill.objective.name=minillm"])  # samples alone: the prompts suffice
+    preflight.check(exp, list(plan(exp).stages.values()))
 
 
 def test_adapter_for_another_base(files, models, tmp_path):

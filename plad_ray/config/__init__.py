@@ -10,7 +10,7 @@ from plad_ray.config.evaluation import Evaluate, Scorer
 from plad_ray.config.experiment import Experiment
 from plad_ray.config.loading import load, parse
 from plad_ray.config.models import Draw, Generate, Model, Role, Scratch
-from plad_ray.config.pairs import Arm, Pairs, Pick
+from plad_ray.config.pairs import Arm, Pairs, Pick, Rejection
 from plad_ray.config.runtime import Pool, Runtime, TrainRuntime
 from plad_ray.config.training import Distill, Lora, Objective, Sft, Training
 
@@ -31,6 +31,7 @@ __all__ = [
     "Pairs",
     "Pick",
     "Pool",
+    "Rejection",
     "Role",
     "Runtime",
     "Scorer",

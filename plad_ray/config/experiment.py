@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from plad_ray.config.averaging import Averaging
 from plad_ray.config.base import Section, overlay
+from plad_ray.config.checks import check_table
 from plad_ray.config.data import Data
 from plad_ray.config.evaluation import Evaluate, Scorer
-from plad_ray.config.models import Draw, Generate, Role
-from plad_ray.config.pairs import Arm, Pairs, Pick
+from plad_ray.config.models import Generate, Role
+from plad_ray.config.pairs import Arm, Pairs
 from plad_ray.config.runtime import Runtime
 from plad_ray.config.training import Distill, Objective
 
@@ -37,9 +38,8 @@ class Experiment(Section):
     def _combinations(self) -> Experiment:
         if self.teacher is None and not (self.data.responses or self.data.pairs):
             raise ValueError("teacher is missing: give a teacher, or its text by data.responses or data.pairs")
-        if self.data.pairs is None:
-            for name, (pairs, _) in self.arms().items():
-                self._check_pairs(name, pairs)
+        for name, (pairs, distill) in self.arms().items():
+            check_table(self.data, {"teacher": self.teacher, "student": self.student}, name, pairs, distill)
         if self.teacher == self.student:
             raise ValueError("teacher and student are the same model with the same SFT: every pair would be noise")
         self.distill.candidates()
@@ -47,6 +47,7 @@ class Experiment(Section):
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
             ("merge.top below 1", self.merge is not None and self.merge.top < 1),
             *((f"objective of arm {n}", _needs_scores(d.objective)) for n, (_, d) in self.arms().items()),
+            *((f"pairs.reward_share of arm {n}", p.reward_share > 0) for n, (p, _) in self.arms().items()),
         ]
         for what, needed in needs_scorer:
             if needed and self.scorer is None:
@@ -54,23 +55,6 @@ class Experiment(Section):
         if self.student.model.load_in_4bit and self.runtime.train.zero_stage == 3:
             raise ValueError("student.model.load_in_4bit does not work with runtime.train.zero_stage 3; use 0, 1 or 2")
         return self
-
-    def _check_pairs(self, arm: str, pairs: Pairs) -> None:
-        for side in ("chosen", "rejected"):
-            pick: Pick = getattr(pairs, side)
-            if self.data.responses is not None and pick.policy == "teacher":
-                continue
-            draw: Draw = getattr(self, pick.policy).draw
-            if pick.temperature not in draw.temperatures or pick.sample >= draw.samples:
-                raise ValueError(
-                    f"pairs.{side} of arm {arm} asks for {pick.policy} text at temperature {pick.temperature:g}, sample "
-                    f"{pick.sample}, but {pick.policy}.draw makes temperatures {list(draw.temperatures)} × {draw.samples} "
-                    f"samples; add it to {pick.policy}.draw.temperatures"
-                )
-        if pairs.chosen == pairs.rejected:
-            raise ValueError(
-                f"pairs.chosen and pairs.rejected of arm {arm} are the same text: every pair would be identical"
-            )
 
     def arms(self) -> dict[str, tuple[Pairs, Distill]]:
         """Every training run by name: ``distilled`` (the main one) and those under ``compare``."""
@@ -95,9 +79,10 @@ class Experiment(Section):
                     "distill.rounds and distill.select_on_dev exclude each other: choose first, then iterate"
                 )
             if not _reads_student(distill.objective, pairs) or self.data.pairs is not None:
+                where = "distill" if name == "distilled" else f"compare.{name}.distill"
                 raise ValueError(
-                    f"distill.rounds {distill.rounds} of arm {name}: it trains on no text that this experiment's student "
-                    "writes, so every round would see the same rows; use rounds 1"
+                    f"{where}.rounds {distill.rounds}: {distill.objective.name} trains on no text here that this "
+                    "experiment's student writes, so every round would see the same rows; set it to 1"
                 )
         return self
 

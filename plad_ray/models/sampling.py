@@ -5,6 +5,8 @@ what it says does not depend on its batch mates (up to the rounding of a padded 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +16,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mixture:
-    """Probabilities (1 − weight)·student + weight·teacher a token (MiniLLM, arXiv 2306.08543, teacher-mixed sampling)."""
+    """Probabilities (1 − weight)·student + weight·teacher a token (MiniLLM, arXiv 2306.08543, teacher-mixed sampling).
+
+    ``within`` is entered around every call of ``teacher``: it may be the student with another adapter.
+    """
 
     teacher: Any
     weight: float
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class Decoder:
@@ -26,10 +32,15 @@ class Decoder:
     def __init__(self, model: Any):
         self.model = model
         self.cache: Any = None
-        self.positions = "position_ids" in inspect.signature(_inner(model).forward).parameters
+        takes = inspect.signature(_inner(model).forward).parameters
+        self.positions = "position_ids" in takes
+        self.last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}  # no [B, T, V] of a long prompt
 
     def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        extra = {"position_ids": (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]} if self.positions else {}
+        extra: dict[str, Any] = (
+            {"position_ids": (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]} if self.positions else {}
+        )
+        extra |= self.last
         out = self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=self.cache, use_cache=True, **extra)
         self.cache = out.past_key_values
         return out.logits[:, -1].double()
@@ -47,12 +58,13 @@ def sample(
     top_k: int = 0,
     mixture: Mixture | None = None,
     in_step: bool = False,
+    vocabulary: int | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Generated ids (with the EOS that ended them) and the log-prob of each before temperature, for B prompts at once.
 
     Prompts are padded on the left; the mask comes from their lengths. With ``mixture`` the distribution (and the log-prob)
-    is that of the mixture. ``in_step`` makes all ``max_tokens`` forward passes even when every row has ended, for workers
-    whose forward passes are collective.
+    is that of the mixture. ``vocabulary``: only ids below it are drawn. ``in_step`` makes all ``max_tokens`` forward
+    passes even when every row has ended, for workers whose forward passes are collective.
     """
     device = next(model.parameters()).device
     longest, B = max(map(len, prompts)), len(prompts)
@@ -68,7 +80,9 @@ def sample(
     for _ in range(max_tokens):
         logits_BV = decoder(ids_BT, mask_BT)
         if mixture is not None and second is not None:
-            logits_BV = _mixed(logits_BV, second(ids_BT, mask_BT), mixture.weight)
+            with mixture.within():
+                logits_BV = _mixed(logits_BV, second(ids_BT, mask_BT), mixture.weight)
+        logits_BV = logits_BV[:, :vocabulary]
         token_B = draw(logits_BV, temperature_B, uniform_BN[:, len(tokens)], top_p, top_k)
         tokens.append(token_B)
         logps.append(logits_BV.log_softmax(-1).gather(1, token_B[:, None])[:, 0])

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plad_ray.objectives import Objective, Values
 from plad_ray.objectives.base import token_logps
-from plad_ray.train.forward import head_gives_logits, lm_head, response_hidden
+from plad_ray.train.forward import causal_model, head_gives_logits, lm_head, response_hidden
 from plad_ray.train.frozen import FrozenModels
 from plad_ray.train.layout import Batch
 
@@ -35,6 +35,9 @@ class ResponseValues(nn.Module):
         self.frozen_modules = nn.ModuleDict(self.frozen.own)
         self.head_alone = head_gives_logits(model)
         self.frozen_alone = {name: head_gives_logits(module) for name, module in self.frozen.own.items()}
+        #: ids that every model whose logits are compared has: padded vocabularies differ
+        compared = [model, *(self.frozen.own[name] for name in objective.logits_of if name in self.frozen.own)]
+        self.shared_vocabulary = min(causal_model(m).config.get_text_config().vocab_size for m in compared)
 
     def train(self, mode: bool = True) -> ResponseValues:
         super().train(mode)
@@ -51,9 +54,8 @@ class ResponseValues(nn.Module):
             logits_NV = student(hidden_N)
             with torch.no_grad():
                 others = {name: heads[name](h_N) for name, h_N in zip(heads, frozen_N, strict=True)}
-            shared = min(logits.shape[-1] for logits in (logits_NV, *others.values()))  # padded vocabularies differ
-            others = {name: logits[:, :shared] for name, logits in others.items()}
-            return self.objective.per_token(logits_NV[:, :shared], others, ids_N)
+            others = {name: logits[:, : self.shared_vocabulary] for name, logits in others.items()}
+            return self.objective.per_token(logits_NV[:, : self.shared_vocabulary], others, ids_N)
 
         return _in_chunks(chunk, batch, hidden_N, batch.target_N, *frozen.values())
 

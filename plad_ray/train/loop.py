@@ -163,7 +163,9 @@ def global_counts(run: Run, batches: list[Batch]) -> dict[str, Tensor]:
 
 def dry_step(run: Run) -> None:
     """A step of zero gradient, which makes the optimizer create its state."""
-    batch = concatenate([filler(run.rows[0])], run.pad).to(run.engine.device)
+    row = run.rows[0]
+    nobody = filler(row) if run.rollouts is None or row.candidates else run.rollouts.filler(row)
+    batch = concatenate([nobody], run.pad).to(run.engine.device)
     values = run.engine(batch)
     nothing = torch.stack([value.sum() for value in values.values()]).sum() * 0.0
     ds.backward(run.engine, nothing, last=True, workers=run.workers)

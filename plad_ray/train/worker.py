@@ -34,7 +34,7 @@ from plad_ray.train.layout import Row
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.loop import Run, dry_step, train
 from plad_ray.train.rollouts import Rollouts
-from plad_ray.train.rows import first_rows, reference_table, rows_of
+from plad_ray.train.rows import check_room, first_rows, reference_table, rows_of
 from plad_ray.train.sampler import Plan
 from plad_ray.train.world import World
 
@@ -92,7 +92,9 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
     references = objective.trains_on == "references"
     table = job.inputs["prompts" if references else "pairs"].table()
     kept, dropped = (
-        reference_table(table, "train" if isinstance(training, Sft) else "distill", training.limit)
+        reference_table(
+            table, "train" if isinstance(training, Sft) else "distill", training.limit, objective.reads_texts
+        )
         if references
         else first_rows(table, training.limit)
     )
@@ -110,6 +112,8 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
         causal_model(network).gradient_checkpointing_enable({"use_reentrant": False})
     frozen = load_frozen(network, policy, _frozen_policies(job, tokenizer, objective))
     rows = rows_of(kept, tokenizer, model, objective)
+    if objective.rollout is not None:
+        check_room(rows, job.config["max_new_tokens"], model)
     return Parts(network, tokenizer, policy, rows, objective, frozen, table.num_rows, dropped)
 
 

@@ -102,13 +102,14 @@ def test_the_source_of_an_objective_is_its_identity(tmp_path, monkeypatch):
     assert digests[0] != digests[1]
 
 
+SAME_TEXT = "trains on no text here that this experiment's student writes"
 REFUSED = [
+    ({"distill": {"rounds": 2, "objective": {"name": "sft"}}}, f"sft {SAME_TEXT}"),
+    ({"distill": {"rounds": 2, "objective": {"name": "seqkd"}}}, rf"distill\.rounds 2: seqkd {SAME_TEXT}"),
     (
-        {"distill": {"rounds": 2, "objective": {"name": "sft"}}},
-        "trains on no text that this experiment's student writes",
+        {"compare": {"kd": {"distill": {"rounds": 3, "objective": {"name": "seqkd"}}}}},
+        rf"compare\.kd\.distill\.rounds 3: seqkd {SAME_TEXT}",
     ),
-    ({"distill": {"rounds": 2, "objective": {"name": "seqkd"}}}, "rounds 2 of arm distilled"),
-    ({"compare": {"kd": {"distill": {"rounds": 3, "objective": {"name": "seqkd"}}}}}, "rounds 3 of arm kd"),
     ({"distill": {"rounds": 2, "select_on_dev": {"a": {"epochs": 2}}}}, "exclude each other"),
     ({"distill": {"select_on_dev": {"a": {"rounds": 2}}}}, "exclude each other"),
     ({"distill": {"rounds": 2}, "data": {**EXPERIMENT["data"], "pairs": "pairs.jsonl"}}, "the same rows"),
