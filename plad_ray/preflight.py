@@ -48,19 +48,37 @@ def check(exp: Experiment, todo: list[Stage]) -> None:
 
 def check_role(exp: Experiment, name: str, role: Role) -> None:
     """Model files, tokenizer, lengths, and what the engine of ``role`` can serve."""
+    from plad_ray.models.load import is_seq2seq
+
     model = role.model
-    check_lengths(exp, model)
+    if model.api is not None:
+        from plad_ray.generate import openai_engine
+
+        openai_engine.check(_pool(exp, name, role))
+        return
     check_four_bit(exp, name, model)
     if model.path is not None and (folder := Path(model.path).expanduser()).is_dir():
         check_folder(folder)
     config = _config(model)
+    check_lengths(exp, model, is_seq2seq(config))
     if model.path is not None:
         check_tokenizer(exp, model)
     _check_engine(exp, name, role, config)
 
 
-def check_lengths(exp: Experiment, model: Model) -> None:
-    """Room for at least one prompt token beside the longest response."""
+def check_lengths(exp: Experiment, model: Model, seq2seq: bool = False) -> None:
+    """Room for at least one prompt token beside the longest response; each side of an encoder-decoder has its own room."""
+    if seq2seq:
+        for key, tokens in (
+            ("generate.max_tokens", exp.generate.max_tokens),
+            ("model.max_prompt_tokens", model.max_prompt_tokens),
+        ):
+            if tokens is not None and tokens > model.max_length:
+                raise PladError(
+                    f"{key} {tokens} exceeds model.max_length {model.max_length}, the most that either side of an "
+                    "encoder-decoder holds; lower the first or raise the second"
+                )
+        return
     if exp.generate.max_tokens >= model.max_length:
         raise PladError(
             f"generate.max_tokens {exp.generate.max_tokens} leaves no room for a prompt within model.max_length "
@@ -229,16 +247,18 @@ def _config(model: Model) -> Any:
 
 def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     from plad_ray.generate import vllm_engine
-    from plad_ray.generate.pools import EnginePool, check_context
+    from plad_ray.generate.pools import check_context
 
     check_context(config, role.model)
     if role.engine != "vllm":
         return
-    pool = EnginePool(name, name, role.engine, role.model, getattr(exp.runtime, name), exp.generate)
+    pool = _pool(exp, name, role)
     vllm_engine.check_engine_kwargs(pool)
     vllm_engine.check_architecture(config)
     if pool.runtime.gpus == 0:
         vllm_engine.check_vllm_cpu_head_size(config)
+    if name == "student" or role.model.adapter is not None or (role.sft is not None and role.sft.method == "lora"):
+        vllm_engine.check_takes_lora(config)
     if role.model.adapter is not None:
         vllm_engine.check_adapter(role.model.adapter)
     if role.sft is not None and role.sft.method == "lora":
@@ -247,6 +267,12 @@ def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
         for _, distill in exp.arms().values():
             for candidate in (distill, *distill.candidates().values()):
                 vllm_engine.check_lora_rank(candidate.lora.r)
+
+
+def _pool(exp: Experiment, name: str, role: Role) -> Any:
+    from plad_ray.generate.pools import EnginePool
+
+    return EnginePool(name, name, role.engine, role.model, getattr(exp.runtime, name), exp.generate)
 
 
 def _in(role: str, function: Callable[..., None], *arguments: Any) -> None:

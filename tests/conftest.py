@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+#: a key that must turn up nowhere; here, as Ray's workers get the environment that Ray was started in
+API_KEY = "canary-2c7a91e04b"
+os.environ["PLAD_TEST_API_KEY"] = API_KEY
 
 SHARED = Path(os.environ.get("PLAD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -52,35 +55,79 @@ def gloo():
         os.environ.pop(name, None)
 
 
+#: Sizes of ``save_tiny_model``, as the config of each family calls them.
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+SIZES = {
+    "gpt_neo": {
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 4,
+        "max_position_embeddings": 256,
+    },
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "t5": {
+        "d_model": 64,
+        "d_kv": 32,
+        "d_ff": 96,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 2,
+        "dropout_rate": 0.0,
+    },
+}
+
+
 def save_tiny_model(
     folder: Path, model_type: str = "llama", words: list[str] | None = None, seed: int = 0, **config
 ) -> Path:
-    """A random model of two layers, hidden size 64, head size 32, with a word tokenizer, saved as a folder."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """A random model of two layers, hidden size 64, head size 32, with a word tokenizer, saved as a folder.
 
+    T5's tokenizer ends every text with EOS, as the real one does.
+    """
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoConfig
+
+    from plad_ray.models.load import auto_class
     from plad_ray.models.scratch import word_tokenizer
 
     tokenizer = word_tokenizer(words or [f"w{i}" for i in range(40)])
-    defaults = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": False,
-    }
+    if model_type == "t5":
+        eos = (tokenizer.eos_token, tokenizer.eos_token_id)
+        tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"$A {eos[0]}", special_tokens=[eos])
+    sizes = {**SIZES.get(model_type, LLAMA), "vocab_size": len(tokenizer)}
     torch.manual_seed(seed)
-    model_config = AutoConfig.for_model(model_type, **{**defaults, **config})
+    model_config = AutoConfig.for_model(model_type, **{**sizes, **config})
+    if model_type == "t5":
+        model_config.decoder_start_token_id = tokenizer.pad_token_id
     model_config.eos_token_id, model_config.bos_token_id = tokenizer.eos_token_id, None
     model_config.pad_token_id = tokenizer.pad_token_id
-    model = AutoModelForCausalLM.from_config(model_config)
+    model = auto_class(model_config).from_config(model_config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny_t5"), "t5")
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt_neo(tmp_path_factory) -> Path:
+    """A global and a local layer; the local one sees 4 tokens."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny_gpt_neo"), "gpt_neo")
 
 
 @pytest.fixture(scope="session")

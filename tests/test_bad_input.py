@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from plad_ray.artifacts import Store
 from plad_ray.cli import app
 from plad_ray.config import load
 from plad_ray.errors import PladError
+from plad_ray.objectives.plad import PladRank
 from plad_ray.pipeline import plan
 from plad_ray.stages import execute
 from tests.conftest import save_tiny_model
@@ -47,6 +49,8 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "short": save_tiny_model(folder / "short", max_position_embeddings=48),
         "foreign": save_tiny_model(folder / "foreign", words=[f"v{i}" for i in range(40)]),
         "narrow": save_tiny_model(folder / "narrow", hidden_size=32, num_attention_heads=2, num_key_value_heads=2),
+        "gpt2": save_tiny_model(folder / "gpt2", "gpt2"),
+        "t5": save_tiny_model(folder / "t5", "t5"),
         "neo": save_tiny_model(folder / "neo", "gpt_neo", num_layers=2, attention_types=[[["global"], 2]]),
     }
 
@@ -137,6 +141,62 @@ def test_refused_before_anything_runs(files, overrides, expected):
     assert all(part in message for part in expected), message
 
 
+API = "{engine: openai, model: {api: {base_url: 'https://api.example.com/v1', name: m}}}"
+SECRET = "sk-canary-77"
+AN_API = [
+    ("key", ["runtime.teacher.api.api_key_env=PLAD_NO_SUCH_KEY"], ["teacher", "PLAD_NO_SUCH_KEY", "not set"]),
+    ("key in the file", [f"runtime.teacher.api.api_key={SECRET}"], ["runtime.teacher.api.api_key", "api_key_env"]),
+    (
+        "key for its variable",
+        [f"runtime.teacher.api.api_key_env={SECRET}"],
+        ["runtime.teacher.api", "never in this file"],
+    ),
+    (
+        "key in the address",
+        [f"teacher.model.api.base_url=https://me:{SECRET}@x.org/v1"],
+        ["base_url", "no user, password"],
+    ),
+    ("key in the query", [f"teacher.model.api.base_url=https://x.org/v1?key={SECRET}"], ["base_url", "query"]),
+    ("address", ["teacher.model.api.base_url=api.example.com"], ["base_url", "http(s)"]),
+    ("engine of an API", ["teacher.engine=vllm"], ["engine vllm", "model.api"]),
+    ("two sources", ["teacher.model.path=x"], ["exactly one of path", "api"]),
+    ("adapter", ["teacher.model.adapter=x"], ["model.adapter", "weights"]),
+    ("context", ["teacher.model.max_length=64"], ["model.max_length", "data.max_prompt_chars"]),
+    ("SFT", ["teacher.sft={}"], ["sft needs weights"]),
+    ("top_k", ["generate.top_k=5"], ["generate.top_k", "extra_body"]),
+    (
+        "field of its own",
+        ["teacher.model.api.extra_body={temperature: 1}"],
+        ["extra_body.temperature", "draw.temperatures"],
+    ),
+    ("logits", ["distill.objective.name=test_bad_input:ReadsLogits"], ["ReadsLogits", "logits", "plad_rank"]),
+    ("replicas", ["runtime.teacher.replicas=2"], ["runtime.teacher.replicas", "concurrency"]),
+    ("engine arguments", ["runtime.teacher.engine_kwargs.seed=1"], ["runtime.teacher.engine_kwargs", "openai"]),
+    ("GPU", ["runtime.teacher.gpus=1"], ["runtime.teacher.gpus"]),
+    ("one price", ["runtime.teacher.api.input_price=1"], ["input_price", "output_price"]),
+    ("limits of a local model", ["runtime.student.api={}"], ["runtime.student.api", "not behind an API"]),
+    ("student", [f"student={API}"], ["student", "no weights to train"]),
+]
+
+
+@dataclass(frozen=True)
+class ReadsLogits(PladRank):
+    @property
+    def logits_of(self) -> tuple[str, ...]:
+        return ("teacher",)
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [b[1:] for b in AN_API], ids=[b[0] for b in AN_API])
+def test_a_teacher_behind_an_api(files, overrides, expected):
+    message = refused(files(), f"teacher={API}", *overrides)
+    assert all(part in message for part in expected), message
+    assert SECRET not in message
+
+
+def test_engine_openai_without_an_api(files):
+    assert "engine openai serves model.api" in refused(files(), "teacher.engine=openai")
+
+
 ROW = [
     ("missing column", [{"q": "a"}], ["line 1", "question", "columns there are: q"]),
     ("prompt of a wrong type", [*ROWS, {"question": 3, "answer": "x"}], ["line 31", "question", "int 3"]),
@@ -180,6 +240,22 @@ def test_head_size_of_a_model_from_scratch(tmp_path):
 def test_architecture_that_vllm_does_not_serve(files, models):
     message = refused(files(), f"teacher.model.path={models['neo']}")
     assert "gpt_neo" in message and "engine: transformers" in message
+
+
+def test_a_student_whose_adapters_vllm_does_not_serve(files, models):
+    message = refused(files(), f"student.model.path={models['gpt2']}")
+    assert "student: vLLM serves gpt2 models without LoRA adapters" in message and "engine: transformers" in message
+    exp = load(files(), [f"teacher.model.path={models['gpt2']}"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+
+
+def test_an_encoder_decoder_has_max_length_on_either_side(files, models):
+    t5 = [f"student.model.path={models['t5']}", "student.engine=transformers", "student.model.max_length=8"]
+    exp = load(files(), [*t5, "student.model.max_prompt_tokens=8"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+    assert "t5 models; set engine: transformers" in refused(files(), *t5[:1])
+    assert "generate.max_tokens 9 exceeds model.max_length 8" in refused(files(), *t5, "generate.max_tokens=9")
+    assert "model.max_prompt_tokens 9 exceeds" in refused(files(), *t5, "student.model.max_prompt_tokens=9")
 
 
 def test_teacher_equals_student_under_another_name(files, models):

@@ -9,13 +9,15 @@ from plad_ray.config.data import Columns, Data
 from plad_ray.config.evaluation import Evaluate, Scorer
 from plad_ray.config.experiment import Experiment
 from plad_ray.config.loading import load, parse
-from plad_ray.config.models import Draw, Generate, Model, Role, Scratch
+from plad_ray.config.models import Api, Draw, Generate, Model, Role, Scratch
 from plad_ray.config.pairs import Arm, Pairs, Pick, Rejection
-from plad_ray.config.runtime import Pool, Runtime, TrainRuntime
+from plad_ray.config.runtime import ApiRuntime, Pool, Runtime, TrainRuntime
 from plad_ray.config.training import Distill, Lora, Objective, Sft, Training
 
 __all__ = [
     "SPLITS",
+    "Api",
+    "ApiRuntime",
     "Arm",
     "Averaging",
     "Columns",

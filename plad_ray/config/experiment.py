@@ -38,6 +38,7 @@ class Experiment(Section):
     def _combinations(self) -> Experiment:
         if self.teacher is None and not (self.data.responses or self.data.pairs):
             raise ValueError("teacher is missing: give a teacher, or its text by data.responses or data.pairs")
+        self._check_api()
         for name, (pairs, distill) in self.arms().items():
             check_table(self.data, {"teacher": self.teacher, "student": self.student}, name, pairs, distill)
         if self.teacher == self.student:
@@ -56,18 +57,31 @@ class Experiment(Section):
             raise ValueError("student.model.load_in_4bit does not work with runtime.train.zero_stage 3; use 0, 1 or 2")
         return self
 
-    def arms(self) -> dict[str, tuple[Pairs, Distill]]:
-        """Every training run by name: ``distilled`` (the main one) and those under ``compare``."""
-        arms = {"distilled": (self.pairs, self.distill)}
-        for name, arm in self.compare.items():
-            if name in ("distilled", "teacher", "student", "reference"):
-                raise ValueError(f"compare.{name}: the name is taken; choose another")
-            base = self.distill.model_copy(update={"select_on_dev": {}})
-            arms[name] = (
-                overlay(self.pairs, arm.pairs, f"compare.{name}.pairs"),
-                overlay(base, arm.distill, f"compare.{name}.distill"),
+    def _check_api(self) -> None:
+        if self.student.model.api is not None:
+            raise ValueError(
+                "student.model.api: a model behind an API has no weights to train; give student.model.path"
             )
-        return arms
+        api = self.teacher is not None and self.teacher.model.api is not None
+        for name in ("student",) if api else ("student", "teacher"):
+            if getattr(self.runtime, name).api is not None:
+                raise ValueError(f"runtime.{name}.api is set, but {name}.model is not behind an API")
+        if not api:
+            return
+        if self.generate.top_k > 0:
+            raise ValueError(
+                "generate.top_k is not in the OpenAI protocol, which the teacher is asked by; set it to 0 (what the "
+                "endpoint knows beside the protocol goes into teacher.model.api.extra_body)"
+            )
+        for arm, (_, distill) in self.arms().items():
+            for section in (distill, *distill.candidates().values()):
+                if _reads_teacher(section.objective):
+                    from plad_ray.models.tokens import text_only
+
+                    raise ValueError(
+                        f"objective {section.objective.name} of arm {arm} reads the teacher's logits, and an API gives "
+                        f"text only; methods that need no more: {', '.join(text_only())}"
+                    )
 
     @model_validator(mode="after")
     def _rounds_make_new_rows(self) -> Experiment:
@@ -86,6 +100,19 @@ class Experiment(Section):
                 )
         return self
 
+    def arms(self) -> dict[str, tuple[Pairs, Distill]]:
+        """Every training run by name: ``distilled`` (the main one) and those under ``compare``."""
+        arms = {"distilled": (self.pairs, self.distill)}
+        for name, arm in self.compare.items():
+            if name in ("distilled", "teacher", "student", "reference"):
+                raise ValueError(f"compare.{name}: the name is taken; choose another")
+            base = self.distill.model_copy(update={"select_on_dev": {}})
+            arms[name] = (
+                overlay(self.pairs, arm.pairs, f"compare.{name}.pairs"),
+                overlay(base, arm.distill, f"compare.{name}.distill"),
+            )
+        return arms
+
 
 def _reads_student(objective: Objective, pairs: Pairs) -> bool:
     """Whether an arm's rows hold text of the student."""
@@ -94,6 +121,13 @@ def _reads_student(objective: Objective, pairs: Pairs) -> bool:
     table = build(objective.name, objective.params).trains_on
     sides = {"references": (), "chosen": (pairs.chosen,), "pairs": (pairs.chosen, pairs.rejected)}.get(table)
     return sides is None or any(side.policy == "student" for side in sides)
+
+
+def _reads_teacher(objective: Objective) -> bool:
+    from plad_ray.objectives import build
+
+    built = build(objective.name, objective.params)
+    return "teacher" in (*built.logits_of, *built.logps_of)
 
 
 def _needs_scores(objective: Objective) -> bool:

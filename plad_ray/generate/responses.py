@@ -1,4 +1,4 @@
-"""The row contract behind every engine: generated ids become a response row, or a failure becomes an error row."""
+"""The row contract behind every engine: generated ids or text become a response row, a failure becomes an error row."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
             "text": "",
             "token_ids": [],
             "finish_reason": None,
-            "num_tokens": 0,
+            "num_tokens": answer.get("num_generated_tokens") or 0,  # an API may have been paid for it
             "num_reasoning_tokens": 0,
         }
         return {**common, **empty, "error": str(error), "sampled": None}
+    if answer["ids"] is None:
+        return {**common, **_text_columns(answer, pools[answer["policy"]]), "error": None, "sampled": None}
     policy, ids, sampled = answer["policy"], answer["ids"], None
     if answer["verify"]:
         sampled = {"prompt_ids": answer["prompt_token_ids"], "ids": ids, "logprobs": answer["logprobs"]}
     pool = pools[policy]
     settings = pool.generate
     text, kept, reason, reasoning = finish(
-        ids, pool.tokenizer(policy), pool.eos(policy), settings.stop, settings.strip_reasoning
+        ids, pool.tokenizer(policy), pool.eos(policy), settings.stop, settings.strip_reasoning, pool.seq2seq
     )
     return {
         **common,
@@ -58,12 +60,45 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
     }
 
 
+def _text_columns(answer: Mapping[str, Any], pool: EnginePool) -> dict[str, Any]:
+    """The response columns of an answer that is text. Reasoning tokens are those that the API reports, or, where the
+    marks are in the text, the reasoning's share of its characters if that is more: there is no tokenizer to count with."""
+    settings, whole = pool.generate, answer["text"]
+    text, reason, thought = finish_text(whole, answer["finish_reason"], settings.stop, settings.strip_reasoning)
+    generated = answer["num_generated_tokens"]
+    reasoning = max(answer["num_reasoning_tokens"], round(generated * thought / max(1, len(whole))))
+    return {
+        "text": text,
+        "token_ids": [],
+        "finish_reason": reason,
+        "num_tokens": generated - reasoning,
+        "num_reasoning_tokens": reasoning,
+    }
+
+
+def finish_text(
+    text: str, reason: str, stop: tuple[str, ...] = (), reasoning: tuple[str, str] | None = None
+) -> tuple[str, str, int]:
+    """(text, finish reason, characters of reasoning) of generated ``text``; the rules are those of ``finish``."""
+    thought = 0
+    if reasoning is not None:
+        opening, closing = reasoning
+        before, found, after = text.partition(closing)
+        if not found and opening in text:
+            return "", "length", len(text)
+        if found:
+            thought, text = len(before) + len(closing), after.lstrip()
+    places = [place for place in (text.find(mark) for mark in stop) if place >= 0]
+    return (text[: min(places)], "stop", thought) if places else (text, reason, thought)
+
+
 def finish(
     ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
     eos: tuple[int, ...],
     stop: tuple[str, ...] = (),
     reasoning: tuple[str, str] | None = None,
+    seq2seq: bool = False,
 ) -> tuple[str, list[int], str, int]:
     """(text, token ids without EOS, finish reason, reasoning tokens) of generated ``ids``.
 
@@ -79,13 +114,13 @@ def finish(
         if cut is None:
             return "", [], "length", len(kept)
         thought, kept = cut, kept[cut:]
-    text = decode(tokenizer, kept)
+    text = decode(tokenizer, kept, seq2seq)
     wanted = text.lstrip() if thought else text
     places = [place for place in (wanted.find(mark) for mark in stop) if place >= 0]
     if places:
         wanted, reason = wanted[: min(places)], "stop"
     if wanted != text:
-        kept = _ids_of(wanted, kept, tokenizer)
+        kept = _ids_of(wanted, kept, tokenizer, seq2seq)
     return wanted, kept, reason, thought
 
 
@@ -103,9 +138,9 @@ def _raw(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _ids_of(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _ids_of(text: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, seq2seq: bool) -> list[int]:
     """The first ids that decode to ``text``, else (a token straddles the cut) its own tokens."""
-    length = bisect_left(range(len(ids) + 1), True, key=lambda n: len(decode(tokenizer, ids[:n])) >= len(text))
-    if length <= len(ids) and decode(tokenizer, ids[:length]) == text:
+    length = bisect_left(range(len(ids) + 1), True, key=lambda n: len(decode(tokenizer, ids[:n], seq2seq)) >= len(text))
+    if length <= len(ids) and decode(tokenizer, ids[:length], seq2seq) == text:
         return ids[:length]
-    return encode_response(tokenizer, text, None)
+    return encode_response(tokenizer, text, None, seq2seq)

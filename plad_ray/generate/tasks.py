@@ -17,9 +17,20 @@ from plad_ray.artifacts import Artifact
 ONE_TASK: dict[str, Any] = {"num_cpus": 0.25, "concurrency": 1}
 #: A request on its way to an engine: ``verify`` asks for the log-probs of its tokens.
 REQUEST = pa.schema([*records.REQUEST, ("num_prompt_tokens", pa.int32()), ("verify", pa.bool_())])
-#: What an engine gives back: its request, and the generated ids (with the one that ended them) or an ``error``.
+#: What an engine gives back: its request, and the generated ids (with the one that ended them), an API's ``text``, or an
+#: ``error``. ``published``: the engine has put the row into a part file itself.
 ANSWER = pa.schema(
-    [*REQUEST, ("ids", pa.list_(pa.int32())), ("logprobs", pa.list_(pa.float64())), ("error", pa.string())]
+    [
+        *REQUEST,
+        ("ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float64())),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("num_generated_tokens", pa.int32()),
+        ("num_reasoning_tokens", pa.int32()),
+        ("error", pa.string()),
+        ("published", pa.bool_()),
+    ]
 )
 #: blocks of a request file
 BLOCKS_PER_FILE = 64

@@ -1,4 +1,6 @@
-"""Generation by transformers, for models that vLLM does not serve (GPT-Neo, unusual head sizes on CPU)."""
+"""Generation by transformers, for models that vLLM does not serve (T5 and other encoder-decoders, GPT-Neo, unusual head
+sizes on CPU).
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,7 @@ def check(pool: EnginePool) -> None:
         raise PladError(
             f"runtime.{pool.role}.engine_kwargs {sorted(pool.runtime.engine_kwargs)}: the transformers engine has none"
         )
-    config = pool.config()
-    if getattr(config, "is_encoder_decoder", False):
-        raise PladError(f"{config.model_type} is an encoder-decoder: engine transformers serves causal models only")
-    check_context(config, pool.model)
+    check_context(pool.config(), pool.model)
 
 
 def branch(requests: Dataset, pool: EnginePool) -> Dataset:

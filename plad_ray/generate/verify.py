@@ -76,11 +76,19 @@ def _logprobs(model: Any, sample: dict[str, Any]) -> Any:
     """float64 log-prob [N] of each sampled id."""
     import torch
 
+    from plad_ray.models.load import is_seq2seq
+    from plad_ray.models.sampling import decoder_start
+
     prompt, ids = sample["prompt_ids"], sample["ids"]
     device = next(model.parameters()).device
+    if is_seq2seq(model.config):
+        read = {"input_ids": [prompt], "decoder_input_ids": [[decoder_start(model.config), *ids[:-1]]]}
+        first = 0
+    else:
+        read, first = {"input_ids": [[*prompt, *ids[:-1]]]}, len(prompt) - 1
     with torch.inference_mode():
-        logits_TV = model(input_ids=torch.tensor([[*prompt, *ids]], device=device)).logits[0]
-    steps_NV = logits_TV[len(prompt) - 1 : -1].double().log_softmax(-1)
+        logits_TV = model(**{name: torch.tensor(value, device=device) for name, value in read.items()}).logits[0]
+    steps_NV = logits_TV[first:].double().log_softmax(-1)
     return steps_NV.gather(1, torch.tensor(ids, device=device)[:, None])[:, 0].cpu()
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 #: what vLLM accepts as max_lora_rank (vllm/config/lora.py)
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+#: model types that vLLM serves without adapters only (their classes in vllm/model_executor/models lack SupportsLoRA)
+WITHOUT_LORA = ("bloom", "dbrx", "falcon", "gpt2", "gptj", "stablelm")
 #: sequences a CPU engine works on at once
 CPU_SEQUENCES = 128
 #: engine arguments that change the text, and so belong to identity, or that this module sets: where each one lives
@@ -59,6 +61,8 @@ def check(pool: EnginePool) -> None:
         check_vllm_cpu_head_size(config)
         if pool.model.load_in_4bit:
             raise PladError(f"{pool.role}.model.load_in_4bit needs GPUs: set runtime.{pool.role}.gpus")
+    if pool.adapters:
+        check_takes_lora(config)
     for folder in pool.adapters.values():
         check_adapter(folder)
 
@@ -82,6 +86,15 @@ def check_architecture(config: PretrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False) or config.model_type == "gpt_neo":
         raise PladError(
             f"vLLM does not serve {config.model_type} models; set engine: transformers for the role that uses it"
+        )
+
+
+def check_takes_lora(config: PretrainedConfig) -> None:
+    """PladError when vLLM serves the architecture, but no adapter on it."""
+    if config.model_type in WITHOUT_LORA:
+        raise PladError(
+            f"vLLM serves {config.model_type} models without LoRA adapters; set engine: transformers for the role that "
+            "uses it"
         )
 
 

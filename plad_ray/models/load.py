@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from plad_ray.errors import PladError
 from plad_ray.models.policy import Policy
@@ -25,13 +34,34 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
         raise PladError(f"no tokenizer can be loaded from {where}: {_first_line(error)}") from error
 
 
+@lru_cache(maxsize=64)
+def load_config(policy: Policy) -> PretrainedConfig:
+    """The base model's transformers config; the same object for the same policy, so not to be changed."""
+    try:
+        return AutoConfig.from_pretrained(
+            policy.base, revision=policy.revision, trust_remote_code=policy.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise PladError(f"no model config can be loaded from {policy.base}: {_first_line(error)}") from error
+
+
+def is_seq2seq(config: PretrainedConfig) -> bool:
+    """Whether it is an encoder-decoder (T5, BART): the prompt is its encoder's input, the response its decoder's."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class of transformers that makes a language model of ``config``."""
+    return AutoModelForSeq2SeqLM if is_seq2seq(config) else AutoModelForCausalLM
+
+
 def load_base(policy: Policy, dtype: str = "float32", four_bit: bool = False) -> PreTrainedModel:
     """The base model without its adapter, in ``dtype`` (float32 | bfloat16), on the CPU unless ``four_bit``."""
     extra: dict[str, Any] = {}
     if four_bit:
         extra = {"quantization_config": _four_bit(dtype), "device_map": {"": torch.cuda.current_device()}}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        return auto_class(load_config(policy)).from_pretrained(
             policy.base,
             revision=policy.revision,
             dtype=DTYPES[dtype],
@@ -39,7 +69,7 @@ def load_base(policy: Policy, dtype: str = "float32", four_bit: bool = False) ->
             **extra,
         )
     except (OSError, ValueError) as error:
-        raise PladError(f"no causal language model can be loaded from {policy.base}: {_first_line(error)}") from error
+        raise PladError(f"no language model can be loaded from {policy.base}: {_first_line(error)}") from error
 
 
 def load_model(policy: Policy, dtype: str = "float32", four_bit: bool = False) -> torch.nn.Module:

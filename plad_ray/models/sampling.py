@@ -1,5 +1,5 @@
-"""Sampling from causal models by transformers: each row draws from its own generator by inverse transform sampling, so
-what it says does not depend on its batch mates (up to the rounding of a padded forward pass).
+"""Sampling by transformers: each row draws from its own generator by inverse transform sampling, so what it says does not
+depend on its batch mates (up to the rounding of a padded forward pass).
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from plad_ray.errors import PladError
+from plad_ray.models.load import is_seq2seq
 
 
 @dataclass(frozen=True)
@@ -26,24 +29,73 @@ class Mixture:
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-class Decoder:
-    """One model's logits [B, V] (float64) for the token after what it was fed; keeps its key-value cache."""
+class CausalDecoder:
+    """A causal model's logits [B, V] (float64) for the next token: first that after the prompts, then that after the token
+    it is given. Prompts are padded on the left; the mask comes from their lengths."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, prompts: list[list[int]], device: torch.device):
         self.model = model
         self.cache: Any = None
         takes = inspect.signature(_inner(model).forward).parameters
         self.positions = "position_ids" in takes
         self.last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}  # no [B, T, V] of a long prompt
+        longest = max(map(len, prompts))
+        self.ids_BT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        self.mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
 
-    def __call__(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        extra: dict[str, Any] = (
-            {"position_ids": (mask_BT.cumsum(1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]} if self.positions else {}
+    def __call__(self, token_B: Tensor | None) -> Tensor:
+        ids_BT = self.ids_BT
+        if token_B is not None:
+            ids_BT = token_B[:, None]
+            self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(ids_BT)], dim=1)
+        extra: dict[str, Any] = dict(self.last)
+        if self.positions:
+            extra["position_ids"] = (self.mask_BT.cumsum(1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]
+        out = self.model(
+            input_ids=ids_BT, attention_mask=self.mask_BT, past_key_values=self.cache, use_cache=True, **extra
         )
-        extra |= self.last
-        out = self.model(input_ids=ids_BT, attention_mask=mask_BT, past_key_values=self.cache, use_cache=True, **extra)
         self.cache = out.past_key_values
         return out.logits[:, -1].double()
+
+
+class Seq2SeqDecoder:
+    """The same of an encoder-decoder: the prompts (padded on the right) are encoded once, the decoder begins with its
+    start token."""
+
+    def __init__(self, model: Any, prompts: list[list[int]], device: torch.device):
+        self.model = _inner(model)  # its LoRA layers lie inside
+        self.cache: Any = None
+        longest = max(map(len, prompts))
+        ids_BP = torch.tensor([list(p) + [0] * (longest - len(p)) for p in prompts], device=device)
+        self.mask_BP = torch.tensor([[1] * len(p) + [0] * (longest - len(p)) for p in prompts], device=device)
+        self.encoded = self.model.get_encoder()(input_ids=ids_BP, attention_mask=self.mask_BP)
+        self.start_B = torch.full((len(prompts),), decoder_start(self.model.config), device=device)
+
+    def __call__(self, token_B: Tensor | None) -> Tensor:
+        ids_B = self.start_B if token_B is None else token_B
+        out = self.model(
+            encoder_outputs=self.encoded,
+            attention_mask=self.mask_BP,
+            decoder_input_ids=ids_B[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = out.past_key_values
+        return out.logits[:, -1].double()
+
+
+def decoder_start(config: Any) -> int:
+    """The token that an encoder-decoder's decoder begins with. Raises PladError when the config names none."""
+    if config.decoder_start_token_id is None:
+        raise PladError(
+            f"the {config.model_type} model's config.json has no decoder_start_token_id (T5: the pad token's)"
+        )
+    return int(config.decoder_start_token_id)
+
+
+def _decoder(model: Any, prompts: list[list[int]], device: torch.device) -> CausalDecoder | Seq2SeqDecoder:
+    kind = Seq2SeqDecoder if is_seq2seq(_inner(model).config) else CausalDecoder
+    return kind(model, prompts, device)
 
 
 @torch.no_grad()
@@ -62,26 +114,26 @@ def sample(
 ) -> list[tuple[list[int], list[float]]]:
     """Generated ids (with the EOS that ended them) and the log-prob of each before temperature, for B prompts at once.
 
-    Prompts are padded on the left; the mask comes from their lengths. With ``mixture`` the distribution (and the log-prob)
-    is that of the mixture. ``vocabulary``: only ids below it are drawn. ``in_step`` makes all ``max_tokens`` forward
-    passes even when every row has ended, for workers whose forward passes are collective.
+    With ``mixture`` the distribution (and the log-prob) is that of the mixture. ``vocabulary``: only ids below it are
+    drawn. ``in_step`` makes all ``max_tokens`` forward passes even when every row has ended, for workers whose forward
+    passes are collective.
     """
     device = next(model.parameters()).device
-    longest, B = max(map(len, prompts)), len(prompts)
-    ids_BT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    decoder, second = Decoder(model), Decoder(mixture.teacher) if mixture is not None else None
+    decoder = _decoder(model, prompts, device)
+    second: CausalDecoder | Seq2SeqDecoder | None = None
     uniform_BN = torch.stack([_uniform(seed, max_tokens) for seed in seeds]).to(device)
     temperature_B = torch.tensor(temperatures, dtype=torch.float64, device=device)
     eos_E = torch.tensor(eos, device=device)
-    done_B = torch.zeros(B, dtype=torch.bool, device=device)
+    done_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    token_B: Tensor | None = None
     tokens: list[Tensor] = []
     logps: list[Tensor] = []
     for _ in range(max_tokens):
-        logits_BV = decoder(ids_BT, mask_BT)
-        if mixture is not None and second is not None:
+        logits_BV = decoder(token_B)
+        if mixture is not None:
             with mixture.within():
-                logits_BV = _mixed(logits_BV, second(ids_BT, mask_BT), mixture.weight)
+                second = second or _decoder(mixture.teacher, prompts, device)
+                logits_BV = _mixed(logits_BV, second(token_B), mixture.weight)
         logits_BV = logits_BV[:, :vocabulary]
         token_B = draw(logits_BV, temperature_B, uniform_BN[:, len(tokens)], top_p, top_k)
         tokens.append(token_B)
@@ -89,8 +141,6 @@ def sample(
         done_B |= torch.isin(token_B, eos_E)
         if done_B.all() and not in_step:
             break
-        ids_BT = token_B[:, None]
-        mask_BT = torch.cat([mask_BT, torch.ones_like(ids_BT)], dim=1)
     tokens_BN, logps_BN = torch.stack(tokens, 1).tolist(), torch.stack(logps, 1).tolist()
     return [_until_eos(t, p, eos) for t, p in zip(tokens_BN, logps_BN, strict=True)]
 

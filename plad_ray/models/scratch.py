@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from plad_ray.config import Scratch
 from plad_ray.errors import PladError
+from plad_ray.models.load import auto_class, is_seq2seq
 
 PAD, UNK, EOS = "<pad>", "<unk>", "<eos>"
 
@@ -58,9 +59,11 @@ def make(scratch: Scratch, texts: Iterable[str], seed: int) -> tuple[PreTrainedM
         tokenizer = bpe_tokenizer(texts, scratch.vocab_size)
     config = scratch_config(scratch, len(tokenizer))
     config.bos_token_id, config.eos_token_id, config.pad_token_id = None, tokenizer.eos_token_id, tokenizer.pad_token_id
+    if is_seq2seq(config):
+        config.decoder_start_token_id = tokenizer.pad_token_id  # as T5 has it
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = auto_class(config).from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer

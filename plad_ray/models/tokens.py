@@ -3,6 +3,9 @@
 A training sequence is ``encode_prompt(row) + encode_response(text, eos)``: the same ids that the engines are given and
 the same that they would have generated. EOS is a token of the response, added only when something really ended there.
 Masks are made from lengths, never from ids, so pad = eos and a missing pad token change nothing.
+
+An encoder-decoder (``seq2seq``) reads the two apart: the prompt as the tokenizer encodes a text of its own (T5: EOS at its
+end, which a causal model's prompt never has), the response as the labels that its decoder learns.
 """
 
 from __future__ import annotations
@@ -71,19 +74,27 @@ def text_only() -> list[str]:
     return [name for name, kind in OBJECTIVES.items() if name != "sft" and "teacher" not in kind().logits_of]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], model: Model) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], model: Model, seq2seq: bool = False
+) -> list[int]:
     """Ids of a prompt row (``prompt``, and ``messages`` when conversational), BOS as the tokenizer has it and once.
 
     ``model.template`` plain reads ``prompt``, chat renders ``messages`` with the generation prompt (``prompt`` as one
     user message when there are none). Longer than ``model.max_prompt_tokens``: cut on the left, BOS kept. Raises
-    PladError when no token is left for the response within ``model.max_length``.
+    PladError when no token is left for the response within ``model.max_length``; the encoder of a ``seq2seq`` model has
+    all of it for the prompt.
     """
-    ids = _chat_ids(tokenizer, row) if model.template == "chat" else _plain_ids(tokenizer, row["prompt"])
+    ids = _chat_ids(tokenizer, row) if model.template == "chat" else _plain_ids(tokenizer, row["prompt"], seq2seq)
     limit = model.max_prompt_tokens
     if limit is not None and len(ids) > limit:
         keep_bos = ids[0] == tokenizer.bos_token_id and limit > 1
         ids = [ids[0], *ids[len(ids) - limit + 1 :]] if keep_bos else ids[len(ids) - limit :]
-    if len(ids) >= model.max_length:
+    if seq2seq and len(ids) > model.max_length:
+        raise PladError(
+            f"prompt {row.get('prompt_id', '')}: {len(ids)} tokens exceed model.max_length {model.max_length}; raise it, "
+            "set model.max_prompt_tokens to cut prompts on the left, or set data.max_prompt_chars to drop long ones"
+        )
+    if not seq2seq and len(ids) >= model.max_length:
         raise PladError(
             f"prompt {row.get('prompt_id', '')}: {len(ids)} tokens leave no room for a response within "
             f"model.max_length {model.max_length}; raise it, set model.max_prompt_tokens to cut prompts on the left, "
@@ -92,18 +103,19 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], mo
     return ids
 
 
-def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, eos: int | None) -> list[int]:
+def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, eos: int | None, seq2seq: bool = False) -> list[int]:
     """Ids of ``text`` as it follows a prompt: no BOS, no dummy prefix; ``eos`` appended when given.
 
-    Give ``eos`` for what really ended (finish_reason stop, a human reference) and None for truncated text.
+    The decoder of a ``seq2seq`` model begins a text of its own, so there a dummy prefix belongs to it. Give ``eos`` for what
+    really ended (finish_reason stop, a human reference) and None for truncated text.
     """
-    ids = _following(tokenizer, text)
+    ids = _encode(tokenizer, text) if seq2seq else _following(tokenizer, text)
     return ids if eos is None else [*ids, eos]
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], seq2seq: bool = False) -> str:
     """Text of generated ids, special tokens left out; a leading space is kept where the tokenizer can tell."""
-    if not _dummy_prefix(tokenizer):
+    if seq2seq or not _dummy_prefix(tokenizer):
         return _decode(tokenizer, ids)
     for anchor in reversed(_ANCHORS):  # a full stop is a whole token more often than a line break is
         anchor_ids = _encode(tokenizer, anchor)
@@ -120,13 +132,13 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, seq2seq: bool) -> list[int]:
     ids = list(tokenizer(prompt).input_ids)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:  # the text spells BOS out and the tokenizer adds another
         ids = ids[1:]
     bare = _encode(tokenizer, prompt)
-    if eos is not None and ids[-1:] == [eos] and bare[-1:] != [eos] and len(ids) > 1:
+    if not seq2seq and eos is not None and ids[-1:] == [eos] and bare[-1:] != [eos] and len(ids) > 1:
         ids = ids[:-1]  # tokenizers that end every text with EOS: a prompt has not ended
     if not ids:
         raise PladError(f"prompt {prompt[:40]!r} has no tokens with the tokenizer of {_name(tokenizer)}")

@@ -110,8 +110,24 @@ class Objective:
 
 def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
     """fp32 log-prob [N] of ``ids_N``."""
-    logits_NV = logits_NV.float()
-    return logits_NV.gather(-1, ids_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+    return _TokenLogps.apply(logits_NV, ids_N)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Two buffers of [N, V], one kept and one made in the backward pass, where plain autograd has five."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        logps_NV = torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
+        ctx.save_for_backward(logps_NV, ids_N)
+        ctx.dtype = logits_NV.dtype
+        return logps_NV.gather(-1, ids_N[:, None]).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
+        logps_NV, ids_N = ctx.saved_tensors
+        grad_NV = logps_NV.exp().mul_(-grad_N[:, None]).scatter_add_(-1, ids_N[:, None], grad_N[:, None])
+        return grad_NV.to(ctx.dtype), None
 
 
 def sequence_logps(values_BKT: Tensor, mask_BKT: Tensor, reduction: Reduction) -> Tensor:

@@ -36,18 +36,18 @@ def generate_arms(
     return _generate(exp, name, policies, prompts, inputs)
 
 
+def generate_round(exp: Experiment, name: str, prompts: Stage, student: list[Stage]) -> Stage:
+    """The newest student's own text for the next round's pairs; ``student`` holds its stages, oldest first."""
+    draws = [_draw("distill", exp.student.draw.temperatures, exp.student.draw.samples, None)]
+    policies = {"student": _policy(exp.student, "student", draws)}
+    return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
+
+
 def generate_proxy(
     exp: Experiment, name: str, prompts: Stage, student: list[Stage], limit: int, temperature: float
 ) -> Stage:
     """What a distilled student says to the first ``limit`` distillation prompts; ``student`` as in ``generate_round``."""
     policies = {"student": _policy(exp.student, "student", [_draw("distill", (temperature,), 1, limit)])}
-    return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
-
-
-def generate_round(exp: Experiment, name: str, prompts: Stage, student: list[Stage]) -> Stage:
-    """The newest student's own text for the next round's pairs; ``student`` holds its stages, oldest first."""
-    draws = [_draw("distill", exp.student.draw.temperatures, exp.student.draw.samples, None)]
-    policies = {"student": _policy(exp.student, "student", draws)}
     return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plad_ray.config import Lora
 from plad_ray.errors import PladError
+from plad_ray.models.load import auto_class, is_seq2seq
 from plad_ray.models.policy import NOTE, Policy
 
 
@@ -37,7 +38,7 @@ def with_lora(model: PreTrainedModel, policy: Policy, lora: Lora, seed: int) -> 
         lora_alpha=lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if is_seq2seq(model.config) else "CAUSAL_LM",
         base_model_name_or_path=policy.base,
         revision=policy.revision,
     )
@@ -78,17 +79,27 @@ def save_model(
     dtype: torch.dtype,
 ) -> None:
     """A whole model folder from gathered full ``weights``; its configs carry the EOS that was learned."""
-    copy = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    copy = auto_class(model.config).from_config(model.config, dtype=dtype)
+    for name in weights.keys() - dict(copy.named_parameters()).keys():
+        _untie(copy, name)
     missing, unexpected = copy.load_state_dict(weights, strict=False)
     tied = set(getattr(copy, "all_tied_weights_keys", None) or {})
     lost = [name for name in missing if name not in tied and name in dict(copy.named_parameters())]
     assert not lost and not unexpected, f"weights that do not fit the model: {lost} {unexpected}"
-    copy.tie_weights()
+    copy.tie_weights(recompute_mapping=False)
     copy.config.eos_token_id = eos[0]
     copy.generation_config = model.generation_config
     copy.generation_config.eos_token_id = eos[0] if len(eos) == 1 else list(eos)
     copy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _untie(model: PreTrainedModel, name: str) -> None:
+    """Give ``name`` a tensor of its own: tied by the config, but not by the checkpoint that was trained (T5 v1.1)."""
+    module, _, leaf = name.rpartition(".")
+    shared = getattr(model.get_submodule(module), leaf)
+    setattr(model.get_submodule(module), leaf, nn.Parameter(torch.empty_like(shared)))
+    model.all_tied_weights_keys.pop(name)
 
 
 def write_note(folder: Path, policy: Policy, **more: Any) -> None:

@@ -57,54 +57,66 @@ def first_rows(table: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str, 
     return kept, {"over_limit": over} if over else {}
 
 
-def rows_of(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective) -> list[Row]:
-    """Training rows of whatever ``objective`` trains on."""
+def rows_of(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective, seq2seq: bool = False
+) -> list[Row]:
+    """Training rows of whatever ``objective`` trains on; ``seq2seq`` when the student is an encoder-decoder."""
     if objective.trains_on == "references":
-        return reference_rows(table, tokenizer, model)
+        return reference_rows(table, tokenizer, model, seq2seq)
     if objective.trains_on == "lists":
-        return list_rows(table, tokenizer, model, objective)
-    return pair_rows(table, tokenizer, model, objective)
+        return list_rows(table, tokenizer, model, objective, seq2seq)
+    return pair_rows(table, tokenizer, model, objective, seq2seq)
 
 
-def reference_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model) -> list[Row]:
+def reference_rows(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, seq2seq: bool = False
+) -> list[Row]:
     """Prompt and reference (where there is one), EOS appended: a reference is a finished text."""
     eos = eos_ids(tokenizer, model)[0]
     rows = []
     for record in table.to_pylist():
-        prompt = encode_prompt(tokenizer, record, model)
+        prompt = encode_prompt(tokenizer, record, model, seq2seq)
         texts = [record["reference"]] if record["reference"] else []
-        responses = [encode_response(tokenizer, text, eos) for text in texts]
-        rows.append(_row(prompt, responses, [0.0] * len(texts), model))
+        responses = [encode_response(tokenizer, text, eos, seq2seq) for text in texts]
+        rows.append(_row(prompt, responses, [0.0] * len(texts), model, seq2seq))
     return rows
 
 
-def pair_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective) -> list[Row]:
+def pair_rows(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective, seq2seq: bool = False
+) -> list[Row]:
     """Prompt, chosen and rejected (or chosen alone, as the objective asks); truncated text gets no EOS."""
     eos = eos_ids(tokenizer, model)[0]
     sides = ("chosen",) if objective.trains_on == "chosen" else ("chosen", "rejected")
     rows = []
     for record in table.to_pylist():
-        prompt = encode_prompt(tokenizer, _prompt(record, model), model)
+        prompt = encode_prompt(tokenizer, _prompt(record, model), model, seq2seq)
         texts = [response_text(record[side]) for side in sides]
         ended = [
             record[f"{side}_finish_reason"] != "length" for side in sides
         ]  # none recorded: an imported, whole text
-        candidates = [encode_response(tokenizer, t, eos if e else None) for t, e in zip(texts, ended, strict=True)]
+        candidates = [
+            encode_response(tokenizer, t, eos if e else None, seq2seq) for t, e in zip(texts, ended, strict=True)
+        ]
         scores = [record[f"{side}_score"] for side in sides]
-        rows.append(_row(prompt, candidates, _checked(scores, record, objective), model))
+        rows.append(_row(prompt, candidates, _checked(scores, record, objective), model, seq2seq))
     return rows
 
 
-def list_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective) -> list[Row]:
+def list_rows(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective, seq2seq: bool = False
+) -> list[Row]:
     """Prompt and every candidate with its score (``records.list_schema``); truncated text gets no EOS."""
     eos = eos_ids(tokenizer, model)[0]
     rows = []
     for record in table.to_pylist():
-        prompt = encode_prompt(tokenizer, _prompt(record, model), model)
+        prompt = encode_prompt(tokenizer, _prompt(record, model), model, seq2seq)
         texts = [response_text(text) for text in record["candidates"]]
         ended = [reason != "length" for reason in record["finish_reasons"]]
-        candidates = [encode_response(tokenizer, t, eos if e else None) for t, e in zip(texts, ended, strict=True)]
-        rows.append(_row(prompt, candidates, _checked(record["scores"], record, objective), model))
+        candidates = [
+            encode_response(tokenizer, t, eos if e else None, seq2seq) for t, e in zip(texts, ended, strict=True)
+        ]
+        rows.append(_row(prompt, candidates, _checked(record["scores"], record, objective), model, seq2seq))
     return rows
 
 
@@ -137,8 +149,10 @@ def _checked(scores: list[float | None], record: dict[str, Any], objective: Obje
     return [0.0 if score is None else float(score) for score in scores]
 
 
-def _row(prompt: list[int], candidates: list[list[int]], scores: list[float], model: Model) -> Row:
-    """Candidates are cut at ``model.max_length`` (and so lose their EOS)."""
-    room = model.max_length - len(prompt)
+def _row(
+    prompt: list[int], candidates: list[list[int]], scores: list[float], model: Model, seq2seq: bool = False
+) -> Row:
+    """Candidates are cut at ``model.max_length`` (and so lose their EOS); a decoder of its own has all of it for them."""
+    room = model.max_length - (0 if seq2seq else len(prompt))
     cut = tuple(np.array(c[:room], np.int32) for c in candidates)
     return Row(np.array(prompt, np.int32), cut, tuple(scores))

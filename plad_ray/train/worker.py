@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Distill, Model, Sft, Training
 from plad_ray.errors import PladError
-from plad_ray.models.load import DTYPES, load_base, load_tokenizer
+from plad_ray.models.load import DTYPES, is_seq2seq, load_base, load_config, load_tokenizer
 from plad_ray.models.policy import Policy, resolve
 from plad_ray.models.scratch import make
-from plad_ray.models.tokens import check_same_tokens, eos_ids, pad_id
+from plad_ray.models.tokens import check_same_tokens, eos_ids, pad_id, text_only
 from plad_ray.objectives import Objective, build
 from plad_ray.stages import Job
 from plad_ray.train import checkpoint, deepspeed
@@ -30,12 +30,13 @@ from plad_ray.train.adapter import save_adapter, save_model, with_lora
 from plad_ray.train.forward import causal_model
 from plad_ray.train.frozen import FrozenModels, load_frozen
 from plad_ray.train.known import with_frozen_logps
-from plad_ray.train.layout import Row
+from plad_ray.train.layout import Layout, Row
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.loop import Run, dry_step, train
 from plad_ray.train.rollouts import Rollouts
 from plad_ray.train.rows import check_room, first_rows, reference_table, rows_of
 from plad_ray.train.sampler import Plan
+from plad_ray.train.sharing import choose_layout
 from plad_ray.train.world import World
 
 
@@ -49,12 +50,15 @@ class Parts:
     rows: list[Row]
     objective: Objective
     frozen: FrozenModels
+    layout: Layout
+    note: str | None  # why ``auto`` had to take another layout than the shared one
     rows_in: int
     dropped: dict[str, int]
 
 
 def work(job: Job, world: World) -> dict[str, Any]:
-    """Train and, on rank 0, write files/. Returns {rows_in, rows_out, dropped, metrics}, or {error} for the user.
+    """Train and, on rank 0, write files/. Returns {rows_in, rows_out, dropped, metrics, note}, or {error},
+    both texts for the user.
 
     Errors of input are agreed on by all workers first, so none waits for another that has stopped.
     """
@@ -110,22 +114,30 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
         network = _network(policy, model, training, seed)
     if job.runtime.train.gradient_checkpointing:
         causal_model(network).gradient_checkpointing_enable({"use_reentrant": False})
-    frozen = load_frozen(network, policy, _frozen_policies(job, tokenizer, objective))
-    rows = rows_of(kept, tokenizer, model, objective)
-    if objective.rollout is not None:
+    seq2seq = is_seq2seq(causal_model(network).config)
+    frozen = load_frozen(network, policy, _frozen_policies(job, tokenizer, objective, seq2seq))
+    layout, note = choose_layout(job.runtime.train.layout, network, frozen.own)
+    rows = rows_of(kept, tokenizer, model, objective, seq2seq)
+    if objective.rollout is not None and not seq2seq:
         check_room(rows, job.config["max_new_tokens"], model)
-    return Parts(network, tokenizer, policy, rows, objective, frozen, table.num_rows, dropped)
+    return Parts(network, tokenizer, policy, rows, objective, frozen, layout, note, table.num_rows, dropped)
 
 
 def _frozen_policies(
-    job: Job, tokenizer: PreTrainedTokenizerBase, objective: Objective
+    job: Job, tokenizer: PreTrainedTokenizerBase, objective: Objective, seq2seq: bool
 ) -> dict[str, tuple[Policy, Model]]:
-    """The frozen models of the job's config. Raises PladError for one that reads other tokens than the student."""
+    """The frozen models of the job's config. Raises PladError for one that reads other tokens than the student, or reads
+    prompts elsewhere."""
     found = {}
     for name, section in job.config.get("frozen", {}).items():
         frozen = Model.model_validate(section)
         policy = resolve(frozen, *_artifacts(job, f"frozen/{name}"))
         check_same_tokens(tokenizer, load_tokenizer(policy), name)
+        if is_seq2seq(load_config(policy)) != seq2seq:
+            raise PladError(
+                f"of {name} and student only one is an encoder-decoder, so they read different sequences and their logits "
+                f"cannot be compared. Methods that need the teacher's text alone work: {', '.join(text_only())}"
+            )
         found[name] = (policy, frozen)
     return found
 
@@ -160,7 +172,8 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
         "rows_in": parts.rows_in,
         "rows_out": len(parts.rows),
         "dropped": parts.dropped,
-        "metrics": _summary(run, training),
+        "metrics": _summary(run, training) | {"layout": run.layout.name},
+        "note": parts.note,
     }
 
 
@@ -171,15 +184,17 @@ def _start(job: Job, world: World, model: Model, training: Training, parts: Part
     module.train()
     vocabulary = causal_model(parts.model).config.get_text_config().vocab_size
     pad = pad_id(parts.tokenizer)
-    rows = with_frozen_logps(module, parts.rows, parts.objective.logps_of, pad, vocabulary, runtime.micro_batch, world)
+    rows = with_frozen_logps(
+        module, parts.rows, parts.objective.logps_of, parts.layout, pad, vocabulary, runtime.micro_batch, world
+    )
     snapshot = checkpoint.load(world.resume) if world.resume is not None else None
     if snapshot is not None:
         checkpoint.restore_weights(module, snapshot)
     plan = Plan(len(rows), training.batch_size, training.epochs, job.config["seed"])
     micros = -(-min(training.batch_size, plan.total) // (world.workers * runtime.micro_batch))
-    config = deepspeed.engine_config(training, runtime, model.dtype, world.workers, micros)
+    settings = deepspeed.engine_config(training, runtime, model.dtype, world.workers, micros)
     run = Run(
-        engine=deepspeed.start_engine(module, training, config),
+        engine=deepspeed.start_engine(module, training, settings),
         objective=parts.objective,
         rows=rows,
         plan=plan,
@@ -189,6 +204,7 @@ def _start(job: Job, world: World, model: Model, training: Training, parts: Part
         workers=world.workers,
         vocabulary=vocabulary,
         pad=pad,
+        layout=parts.layout,
         rollouts=_rollouts(job, world, model, parts, module),
     )
     if snapshot is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from plad_ray import records
 from plad_ray.artifacts import Artifact, Store
-from plad_ray.config import Generate, Model, Runtime
+from plad_ray.config import Api, Generate, Model, Runtime
 from plad_ray.stages import Job
 
 MAX_LENGTH = 48
@@ -65,16 +66,28 @@ def make_job(
     return Job("responses", config, inputs, Artifact(store, out), Runtime.model_validate(runtime or {}), **extra)
 
 
-def adapter_artifact(store: Store, base: Path, name: str, scale: float = 0.3, seed: int = 1, rank: int = 4) -> Artifact:
+def adapter_artifact(
+    store: Store,
+    base: Path,
+    name: str,
+    scale: float = 0.3,
+    seed: int = 1,
+    rank: int = 4,
+    targets: Sequence[str] = ("q_proj", "v_proj"),
+) -> Artifact:
     """A LoRA adapter with random weights on ``base``; ``scale`` 0 leaves B at zero."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from plad_ray.models.load import auto_class, is_seq2seq
 
     torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(base)
+    task = "SEQ_2_SEQ_LM" if is_seq2seq(config) else "CAUSAL_LM"
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(r=rank, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        auto_class(config).from_pretrained(base),
+        LoraConfig(r=rank, lora_alpha=16, target_modules=list(targets), task_type=task),
     )
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
@@ -82,3 +95,9 @@ def adapter_artifact(store: Store, base: Path, name: str, scale: float = 0.3, se
     artifact = Artifact(store, name)
     model.save_pretrained(artifact.store.path(artifact.file("files")))
     return artifact
+
+
+def api_policy(url: str, draws: list | None = None, **settings: Any) -> dict:
+    """A teacher behind an API."""
+    section = Model(api=Api(base_url=url, name="m", **settings))
+    return {"model": section.model_dump(mode="json"), "engine": "openai", "role": "teacher", "draws": draws or [draw()]}

@@ -88,6 +88,14 @@ def test_head_size_and_architecture():
     vllm_engine.check_architecture(LlamaConfig())
 
 
+def test_adapters_on_an_architecture_that_takes_none(store, tmp_path):
+    gpt2 = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    vllm_engine.check(pool_of(store, gpt2))
+    adapter = adapter_artifact(store, gpt2, "sft-0", targets=["c_attn"])
+    with pytest.raises(PladError, match=r"gpt2 models without LoRA.*engine: transformers"):
+        vllm_engine.check(pool_of(store, gpt2, inputs={"teacher/0": adapter}))
+
+
 def test_context():
     model = Model(path="x", max_length=300)
     with pytest.raises(PladError, match=r"max_length 300 exceeds the 256"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from plad_ray.config import Model
@@ -49,6 +49,39 @@ def llama() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def words() -> PreTrainedTokenizerFast:
     return word_tokenizer(["red", "shoes", "."])
+
+
+@pytest.fixture(scope="module")
+def t5() -> PreTrainedTokenizerFast:
+    """SentencePiece unigrams as T5 has them: ▁ before every word, </s> after every text, pad is 0 and starts the decoder."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁ab", "a", "b", "c", "."]
+    tokenizer = Tokenizer(Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=2))
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+
+
+def test_golden_table_of_an_encoder_decoder(t5):
+    """Encoder: the tokenizer's own text, EOS and all. Decoder: a text of its own, EOS only where it ended."""
+    (eos,) = eos_ids(t5, PLAIN)
+    assert encode_prompt(t5, row("ab c."), PLAIN, seq2seq=True) == [5, 3, 8, 9, 1] == t5("ab c.").input_ids
+    assert encode_prompt(t5, row("ab c."), PLAIN) == [5, 3, 8, 9], "a causal model's prompt has not ended"
+    for text, ids in [("ab", [5, 1]), ("a ab.", [4, 5, 9, 1]), ("", [1])]:
+        assert encode_response(t5, text, eos, seq2seq=True) == ids == t5(text_target=text).input_ids
+        assert encode_response(t5, text, None, seq2seq=True) == ids[:-1], "truncated text gets no EOS"
+        assert decode(t5, ids, seq2seq=True) == text
+    assert decode(t5, [7, 6], seq2seq=True) == "ba", "generation may begin inside a word"
+
+
+def test_an_encoder_has_max_length_for_the_prompt_alone(t5):
+    model = PLAIN.model_copy(update={"max_length": 5})
+    assert len(encode_prompt(t5, row("ab c."), model, seq2seq=True)) == 5
+    with pytest.raises(PladError, match=r"prompt p: 6 tokens exceed model\.max_length 5"):
+        encode_prompt(t5, row("ab c.."), model, seq2seq=True)
+    cut = model.model_copy(update={"max_prompt_tokens": 3})
+    assert encode_prompt(t5, row("ab c.."), cut, seq2seq=True) == [9, 9, 1], "cut on the left, EOS stays"
 
 
 # family: (prompt, its ids), then (response, its ids with EOS)
