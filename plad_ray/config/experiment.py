@@ -93,9 +93,10 @@ class Experiment(Section):
                     "distill.rounds and distill.select_on_dev exclude each other: choose first, then iterate"
                 )
             if not _reads_student(distill.objective, pairs) or self.data.pairs is not None:
+                where = "distill" if name == "distilled" else f"compare.{name}.distill"
                 raise ValueError(
-                    f"distill.rounds {distill.rounds} of arm {name}: it trains on no text that this experiment's student "
-                    "writes, so every round would see the same rows; use rounds 1"
+                    f"{where}.rounds {distill.rounds}: {distill.objective.name} trains on no text here that this "
+                    "experiment's student writes, so every round would see the same rows; set it to 1"
                 )
         return self
 

@@ -35,6 +35,11 @@ def prepare(
     """The base model of ``policy``, averaging start and distilled (``ends``) in each part, on a GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = load_base(policy, model.dtype, model.load_in_4bit).eval().requires_grad_(False)
+    if base.config.is_encoder_decoder:
+        raise PladError(
+            f"merge.parts learns weights of causal models only, and the student is a {base.config.model_type} model; "
+            "average it without parts"
+        )
     if not model.load_in_4bit:
         base.to(device)
     assert how.parts is not None

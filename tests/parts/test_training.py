@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from test_config import EXPERIMENT
 
-from plad_ray import preview
-from plad_ray.artifacts import Store
 from plad_ray.config import parse
 from plad_ray.errors import PladError
 from plad_ray.pipeline import plan
@@ -121,13 +119,14 @@ def test_the_source_of_an_objective_is_its_identity(tmp_path, monkeypatch):
     assert digests[0] != digests[1]
 
 
+SAME_TEXT = "trains on no text here that this experiment's student writes"
 REFUSED = [
+    ({"distill": {"rounds": 2, "objective": {"name": "sft"}}}, f"sft {SAME_TEXT}"),
+    ({"distill": {"rounds": 2, "objective": {"name": "seqkd"}}}, rf"distill\.rounds 2: seqkd {SAME_TEXT}"),
     (
-        {"distill": {"rounds": 2, "objective": {"name": "sft"}}},
-        "trains on no text that this experiment's student writes",
+        {"compare": {"kd": {"distill": {"rounds": 3, "objective": {"name": "seqkd"}}}}},
+        rf"compare\.kd\.distill\.rounds 3: seqkd {SAME_TEXT}",
     ),
-    ({"distill": {"rounds": 2, "objective": {"name": "seqkd"}}}, "rounds 2 of arm distilled"),
-    ({"compare": {"kd": {"distill": {"rounds": 3, "objective": {"name": "seqkd"}}}}}, "rounds 3 of arm kd"),
     ({"distill": {"rounds": 2, "select_on_dev": {"a": {"epochs": 2}}}}, "exclude each other"),
     ({"distill": {"select_on_dev": {"a": {"rounds": 2}}}}, "exclude each other"),
     ({"distill": {"rounds": 2}, "data": {**EXPERIMENT["data"], "pairs": "pairs.jsonl"}}, "the same rows"),
@@ -138,10 +137,3 @@ REFUSED = [
 def test_rounds_that_would_see_the_same_rows_are_refused(sections, message):
     with pytest.raises(PladError, match=message):
         stages(**sections)
-
-
-def test_the_plan_counts_the_rows_of_an_arm_without_pairs(tmp_path):
-    found = stages(distill={"objective": {"name": "sft"}, "limit": 5})
-    exp = parse({**EXPERIMENT, "distill": {"objective": {"name": "sft"}, "limit": 5}})
-    counts = preview.rows(exp, list(found.values()), Store(str(tmp_path)))
-    assert counts["distill"].count == 5 and inputs(found["distill"])["prompts"] == "prompts"
