@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 SEEDS ?= 0 1 2 3 4
 
-.PHONY: setup demo demo-seeds test test-all chaos lint clean
+.PHONY: setup demo demo-seeds test test-all chaos lint bench clean
 
 setup: $(READY)
 
@@ -32,6 +32,9 @@ test-all: setup lint
 
 chaos: setup
 	$(BIN)/pytest -m chaos
+
+bench: setup
+	$(BIN)/python -m benchmarks
 
 lint: setup
 	$(BIN)/ruff check .

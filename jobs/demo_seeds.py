@@ -1,5 +1,8 @@
 """Run jobs/demo.yaml on several seeds and pool them: ``python -m jobs.demo_seeds 0 1 2 3 4 [a.b=c …]``.
 
+Beside what the demo compares there is a control, ``self``, whose chosen text is the student's own greedy output: what of a
+gain is no more than sharpening. All test prompts are read.
+
 Finished seeds are reused, an interrupted one resumes. Writes the table that the README shows to
 ``<store>/demo-seeds.md`` and prints it.
 """
@@ -18,8 +21,15 @@ from plad_ray.pipeline import plan
 EXPERIMENT = Path(__file__).parent / "demo.yaml"
 
 
+FULL = [
+    "evaluate.limit=null",
+    "student.draw.temperatures=[1.0, 0.0]",
+    "compare.self={pairs: {chosen: {policy: student, temperature: 0.0}}}",
+]
+
+
 def main(arguments: list[str]) -> None:
-    overrides = [a for a in arguments if "=" in a]
+    overrides = [*FULL, *(a for a in arguments if "=" in a)]
     seeds = [int(a) for a in arguments if "=" not in a]
     for seed in seeds:
         command = [sys.executable, "-m", "plad_ray", "run", str(EXPERIMENT), *_of_seed(seed), *overrides]

@@ -98,11 +98,22 @@ def merge(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option("--out", help="new folder for the merged model")] = Path("merged"),
     arm: Annotated[str, typer.Option("--arm", help="which training run")] = "distilled",
+    base_weight: Annotated[
+        float | None, typer.Option(help="average with the start: its weight, 0 to 1 (with --parts or --layers: 0.2)")
+    ] = None,
+    parts: Annotated[
+        int | None, typer.Option(help="runs of layers, each with a learned weight of this mean (AMA)")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="average one third only: low, middle or high")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="write a PEFT adapter, not a whole model")] = False,
 ) -> None:
-    """Merge a distilled adapter into its base: one plain model folder."""
-    from plad_ray import running
+    """Merge a distilled adapter into its base, averaged with its start where asked: one plain model folder."""
+    from plad_ray.merge.command import merge
 
-    typer.echo(f"merged model: {running.merge(_load(file, overrides), arm, out)}")
+    options = {"base_weight": base_weight, "parts": parts, "layers": layers}
+    asked = {name: value for name, value in options.items() if value is not None}
+    written = merge(_load(file, overrides), arm, out, asked, adapter)
+    typer.echo(f"{'adapter' if adapter else 'merged model'}: {written}")
 
 
 @app.command()

@@ -40,6 +40,8 @@ def _start(runtime: Runtime) -> None:
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None or address == "local":
+        # what Ray's C++ side prints over the progress lines, it also raises; set the variable to see it in Ray's logs
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         local = {"num_cpus": runtime.local_cpus or max(4, os.cpu_count() or 1), "include_dashboard": False}
         _start_local(**local, object_store_memory=LOCAL_OBJECT_STORE, **common)
         return
@@ -94,6 +96,8 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     # The V2 Parquet reader starts 16 actors to read footers: on two cores that alone took 50 s.
     context.use_datasource_v2 = False
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else each of its modules adds one that prints
     for name in ("ray.llm", "ray.train", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs as an error, it raises too

@@ -35,7 +35,8 @@ def show(what: str, exp: Experiment, n: int, of: str = "") -> None:
     elif what == "tokens":
         tokens(exp, whole, store, n, of, console)
     elif what in ("prompts", "pairs", "responses"):
-        artifact = _finished(_stage(whole, of or what), store)
+        stage = _stage(whole, of) if of else _table(whole) if what == "pairs" else _stage(whole, what)
+        artifact = _finished(stage, store)
         _print_rows(artifact, islice(artifact.rows(), n), console)
     else:
         _artifact(_stage(whole, what), store, n, console)
@@ -160,6 +161,8 @@ def _print_rows(artifact: Artifact, rows: Iterator[dict[str, Any]], console: Con
     for row in rows:
         table = Table.grid(padding=(0, 2))
         for key, value in row.items():
+            if isinstance(value, list):
+                value = "\n".join(map(str, value))
             if value is not None:
                 table.add_row(Text(key, style="bold"), Text(value if isinstance(value, str) else str(value)))
         console.print(table)
@@ -175,6 +178,14 @@ def _stage(whole: Plan, name: str) -> Stage:
         f"{name}: neither one of {', '.join(KINDS)} nor a stage or artifact of this experiment; stages: "
         f"{', '.join(whole.stages)}"
     )
+
+
+def _table(whole: Plan) -> Stage:
+    """The first table of training rows, the main arm's where it has one: pairs, lists or pairs of rejection sampling."""
+    for stage in whole.stages.values():
+        if "pairs" in stage.config or stage.name == "pairs":
+            return stage
+    raise PladError("there are no pairs: every arm trains on the references of the prompts; see `plad inspect prompts`")
 
 
 def _finished(stage: Stage, store: Store) -> Artifact:

@@ -34,8 +34,9 @@ def plan(exp: Experiment) -> Plan:
     student = parts.sft(exp, "student", prompts)
 
     responses = parts.generate_bases(exp, prompts, teacher, student)
-    scores = parts.score(exp, "scores", prompts, responses)
-    texts = {"prompts": prompts, "responses": responses, "imported": parts.imported_responses(exp, prompts)}
+    imported = parts.imported_responses(exp, prompts)
+    scores = parts.score(exp, "scores", prompts, responses, imported)
+    texts = {"prompts": prompts, "responses": responses, "imported": imported}
     made = parts.Made(prompts, teacher, (student,) if student else (), present({**texts, "scores": scores}))
     tables = parts.tables(exp, arms, made)
     adapters = parts.adapters(exp, arms, made, tables)

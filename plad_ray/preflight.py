@@ -41,6 +41,9 @@ def check(exp: Experiment, todo: list[Stage]) -> None:
         _in(name, check_role, exp, name, role)
     if exp.teacher is not None and "student" in roles:
         check_same(exp, exp.teacher)
+    check_references(exp, todo)
+    if exp.teacher is not None and any("teacher" in s.config.get("frozen", {}) for s in todo):
+        check_logits(exp.teacher.model, exp.student.model)
 
 
 def check_role(exp: Experiment, name: str, role: Role) -> None:
@@ -48,6 +51,11 @@ def check_role(exp: Experiment, name: str, role: Role) -> None:
     from plad_ray.models.load import is_seq2seq
 
     model = role.model
+    if model.api is not None:
+        from plad_ray.generate import openai_engine
+
+        openai_engine.check(_pool(exp, name, role))
+        return
     check_four_bit(exp, name, model)
     if model.path is not None and (folder := Path(model.path).expanduser()).is_dir():
         check_folder(folder)
@@ -139,6 +147,47 @@ def check_same(exp: Experiment, teacher: Role) -> None:
         )
 
 
+def check_references(exp: Experiment, todo: list[Stage]) -> None:
+    """What trains on human texts has some."""
+    if exp.data.source != "files" or exp.data.columns.reference is not None:
+        return
+    from plad_ray.train.worker import objective_of, sections
+
+    for stage in todo:
+        if "training" not in stage.config:
+            continue
+        objective = objective_of(sections(stage.config)[1])
+        if objective.trains_on == "references" and objective.reads_texts:
+            raise PladError(
+                f"{stage.name} trains on the references of the prompts, and data.columns.reference is null: name the "
+                "column, or use a method that needs none"
+            )
+
+
+def check_logits(teacher: Model, student: Model) -> None:
+    """The teacher's logits are of the student's tokens, over all that the student trains on."""
+    from plad_ray.generate.pools import check_context
+    from plad_ray.models.load import load_tokenizer
+    from plad_ray.models.policy import resolve
+    from plad_ray.models.tokens import check_same_tokens, text_only
+
+    if teacher.path is not None and student.path is not None:
+        check_same_tokens(load_tokenizer(resolve(student)), load_tokenizer(resolve(teacher)), "teacher")
+    elif _made(teacher) != _made(student):
+        raise PladError(
+            "teacher and student have different tokenizers, so their logits cannot be compared: make both from scratch "
+            "with the same scratch.tokenizer and scratch.vocab_size, or take both from models with one tokenizer. Methods "
+            f"that need the teacher's text alone work: {', '.join(text_only())}"
+        )
+    at_students_length = teacher.model_copy(update={"max_length": student.max_length})
+    _in("the teacher reads what the student trains on", check_context, _config(teacher), at_students_length)
+
+
+def _made(model: Model) -> tuple[str, int] | None:
+    """The settings of a tokenizer that is made from the train shard; None for a model that brings its own."""
+    return None if model.scratch is None else (model.scratch.tokenizer, model.scratch.vocab_size)
+
+
 def check_resources(exp: Experiment, todo: list[Stage], capacity: tuple[float, float]) -> None:
     """The cluster has the GPUs that the stages ask for. CPUs of a local Ray are logical, so they are Ray's business."""
     for stage in todo:
@@ -181,7 +230,7 @@ def _used(role: str, todo: list[Stage]) -> bool:
 def _config(model: Model) -> Any:
     """The transformers config of a role's model."""
     if model.scratch is not None:
-        from plad_ray.models.scratch import _config as scratch_config
+        from plad_ray.models.scratch import scratch_config
 
         return scratch_config(model.scratch, model.scratch.vocab_size)
     from transformers import AutoConfig
@@ -198,12 +247,12 @@ def _config(model: Model) -> Any:
 
 def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     from plad_ray.generate import vllm_engine
-    from plad_ray.generate.pools import EnginePool, check_context
+    from plad_ray.generate.pools import check_context
 
     check_context(config, role.model)
     if role.engine != "vllm":
         return
-    pool = EnginePool(name, name, role.engine, role.model, getattr(exp.runtime, name), exp.generate)
+    pool = _pool(exp, name, role)
     vllm_engine.check_engine_kwargs(pool)
     vllm_engine.check_architecture(config)
     if pool.runtime.gpus == 0:
@@ -218,6 +267,12 @@ def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
         for _, distill in exp.arms().values():
             for candidate in (distill, *distill.candidates().values()):
                 vllm_engine.check_lora_rank(candidate.lora.r)
+
+
+def _pool(exp: Experiment, name: str, role: Role) -> Any:
+    from plad_ray.generate.pools import EnginePool
+
+    return EnginePool(name, name, role.engine, role.model, getattr(exp.runtime, name), exp.generate)
 
 
 def _in(role: str, function: Callable[..., None], *arguments: Any) -> None:

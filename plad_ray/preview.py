@@ -92,12 +92,15 @@ def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[
         return Rows(_requests(stage, sizes))
     if stage.name.startswith("sft-"):
         return _capped(Rows(sizes.get("train")), stage.config["training"]["limit"])
-    if stage.name.startswith("pairs"):
-        return _capped(Rows(sizes.get("distill")), stage.config.get("pairs", {}).get("limit"))
+    if "pairs" in stage.config:
+        return _capped(_table(stage, sizes), stage.config["pairs"]["limit"])
     if "training" in stage.config:
-        return _capped(counts[stage.inputs["pairs"].name], stage.config["training"]["limit"])
+        table = counts[stage.inputs["pairs"].name] if "pairs" in stage.inputs else Rows(sizes.get("distill"))
+        return _capped(table, stage.config["training"]["limit"])
+    if "path" in stage.config:
+        return Rows(None)  # as many as the file has
     if isinstance(stage.config.get("scorer"), dict):
-        return _scores(stage.inputs["responses"], sizes, counts)
+        return _scores(exp, stage, sizes, counts)
     if stage.name == "evaluate":
         prompts = _capped(Rows(sizes.get(exp.evaluate.split)), exp.evaluate.limit).count
         policies = len(exp.arms()) + 1 + (exp.teacher is not None)
@@ -115,11 +118,23 @@ def _requests(stage: Stage, sizes: dict[str, int]) -> int | None:
     )
 
 
-def _scores(responses: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
-    """Every response and the references of its splits."""
+def _table(stage: Stage, sizes: dict[str, int]) -> Rows:
+    """Rows of pairs or lists: one a prompt, and of rejection sampling one for every two texts kept."""
+    prompts = sizes.get("distill")
+    each = stage.config["pairs"]["rejection"]["keep"] // 2 if "rejection" in stage.config["pairs"] else 1
+    return Rows(None if prompts is None else prompts * each)
+
+
+def _scores(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
+    """Every response, and the references of its splits where the scorer looks at those."""
+    from plad_ray.reward.base import scores_references
+
+    responses = stage.inputs["responses"]
     known = counts[responses.name].count
-    if known is None or not sizes:
+    if known is None or not sizes or "imported" in stage.inputs:
         return Rows(None)
+    if exp.scorer is None or not scores_references(exp.scorer):
+        return Rows(known)
     splits = {d["split"] for p in responses.config["policies"].values() for d in p["draws"]}
     return Rows(known + sum(sizes.get(s, 0) for s in splits))
 

@@ -29,7 +29,7 @@ MAX_PENDING = 50
 
 @dataclass
 class Line:
-    """The newest report of one stage."""
+    """The newest report of one stage. A note stays until it is reported anew; an empty text takes it away."""
 
     started: float = field(default_factory=time.time)
     done: float = 0.0
@@ -41,7 +41,7 @@ class Line:
 
     def update(self, done: float, total: float, unit: str, notes: dict[str, float | str]) -> None:
         self.done, self.total, self.unit = done, total, unit
-        self.notes = {**self.notes, **notes}
+        self.notes = {name: value for name, value in {**self.notes, **notes}.items() if value != ""}
         self.first = self.first or (time.time(), done)
 
     @property

@@ -26,7 +26,9 @@ PROMPT = pa.schema(
     ]
 )
 
-#: One immutable row per (policy, prompt, temperature, sample). ``rid`` is unique, ``seed`` a hash of it.
+#: One immutable row per (policy, prompt, temperature, sample). ``rid`` is unique, ``seed`` a hash of it. The prompt is
+#: token ids, or for a model behind an API text or messages; the two other columns are null. (ray.data.llm would read columns
+#: called ``prompt`` and ``messages``.)
 REQUEST = pa.schema(
     [
         ("rid", pa.string()),
@@ -37,11 +39,13 @@ REQUEST = pa.schema(
         ("sample", pa.int32()),
         ("seed", pa.int64()),
         ("prompt_token_ids", pa.list_(pa.int32())),
+        ("prompt_text", pa.string()),
+        ("prompt_messages", MESSAGES),
     ]
 )
 
 #: One row a request. ``finish_reason`` is ``stop`` (EOS or a stop token ended it) or ``length``. ``token_ids`` are the
-#: generating tokenizer's, without EOS.
+#: generating tokenizer's, without EOS; none where the model is behind an API, whose counts are those that it reported.
 RESPONSE = pa.schema(
     [
         ("rid", pa.string()),

@@ -1,4 +1,4 @@
-"""What ``plad run``, ``plad stage`` and ``plad merge`` do."""
+"""What ``plad run`` and ``plad stage`` do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.pipeline import Plan, plan
-from plad_ray.stages import Stage, closure, execute, pending
+from plad_ray.stages import Stage, check, closure, execute
 
 
 def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None:
@@ -29,15 +29,12 @@ def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None
     store = preflight.open_store(exp)
     whole = plan(exp)
     targets = whole.targets if only is None else [_named(whole, only)]
-    todo = pending(targets, store)
-    for stage in closure(targets):
-        if stage.artifact(store).finished:
-            stage.artifact(store).check()
+    todo = check(targets, store)
     preflight.check(exp, todo)
     if dry_run:
         console.print(preview.table(exp, targets, store))
         return
-    artifacts = _execute(exp, targets, todo, store, console, verbose)
+    artifacts = run_stages(exp, targets, todo, store, console, verbose)
     if only is None:
         _finish(exp, whole, store, console, {s.artifact_name for s in todo}, time.time() - started)
     else:
@@ -46,36 +43,20 @@ def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None
             console.print(f"{name}: {rows} rows, {artifact.path}", soft_wrap=True)
 
 
-def merge(exp: Experiment, arm: str, out: Path) -> Path:
-    """Base and adapter of a finished training run as one model folder."""
-    if arm not in exp.arms():
-        raise PladError(f"--arm {arm}: no such training run; this experiment has {', '.join(exp.arms())}")
-    whole, store = plan(exp), Store(exp.runtime.store)
-    distill = whole.report.inputs[f"train/{arm}"]
-    tuned = whole.stages.get("sft-student")
-    if not distill.artifact(store).finished:
-        raise PladError(f"arm {arm} is not trained yet ({distill.artifact(store).path}); run `plad run` first")
-    from plad_ray.merge.base import merge_adapter
-    from plad_ray.models.policy import resolve
-
-    bases = [tuned.artifact(store)] if tuned is not None else []
-    policy = resolve(exp.student.model, *bases, distill.artifact(store))
-    return merge_adapter(policy, out, exp.student.model.dtype)
-
-
 def make_console() -> Console:
     """Standard output; in a file or pipe lines are as long as they need to be."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=180)
 
 
-def _execute(
+def run_stages(
     exp: Experiment, targets: list[Stage], todo: list[Stage], store: Store, console: Console, verbose: bool
 ) -> dict[str, Artifact]:
+    """Run ``todo``, what ``targets`` need and is not there, and return the targets' artifacts by stage name."""
     from plad_ray.progress import Board
 
     capacity = (float("inf"), float("inf"))
-    if todo:  # a run that reuses everything starts no Ray
+    if any(stage.ray for stage in todo):  # a run that reuses everything starts no Ray
         console.print(f"[dim]{len(todo)} of {len(closure(targets))} stages to run; starting Ray …[/dim]")
         from plad_ray import cluster
 
@@ -85,7 +66,7 @@ def _execute(
         preflight.check_resources(exp, todo, capacity)
     with Board(console, verbose) as board:
         logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
-        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, board.ended)
+        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, board.ended, todo)
 
 
 def _named(whole: Plan, name: str) -> Stage:

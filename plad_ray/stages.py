@@ -53,7 +53,8 @@ class Job:
 @dataclass(frozen=True)
 class Stage:
     """``config`` (JSON literals) is what the function gets; ``identity`` is the part of it that changes the result, with
-    content hashes in place of paths (default: all of it). ``cpus``/``gpus`` tell the scheduler what a run keeps busy.
+    content hashes in place of paths (default: all of it). ``cpus``/``gpus`` tell the scheduler what a run keeps busy;
+    ``ray`` False: the function runs in this process alone.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     version: int = 1
     cpus: float = field(default=0, compare=False)
     gpus: float = field(default=0, compare=False)
+    ray: bool = field(default=True, compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -109,6 +111,14 @@ def pending(targets: Iterable[Stage], store: Store) -> list[Stage]:
     return list(todo.values())
 
 
+def check(targets: list[Stage], store: Store) -> list[Stage]:
+    """What is ``pending``, after a look at the content of what is finished. Raises PladError for a corrupted artifact."""
+    for stage in closure(targets):
+        if stage.artifact(store).finished:
+            stage.artifact(store).check()
+    return pending(targets, store)
+
+
 def execute(
     targets: list[Stage],
     store: Store,
@@ -117,16 +127,15 @@ def execute(
     reporter: Callable[[str], Callable[..., None]] = lambda stage: no_progress,
     say: Callable[[str], None] = print,
     ended: Callable[[str, bool], None] = lambda stage, succeeded: None,
+    todo: list[Stage] | None = None,
 ) -> dict[str, Artifact]:
-    """Run what is unfinished, independent stages side by side while ``capacity`` (CPUs, GPUs) lasts.
+    """Run what ``check`` finds unfinished (``todo``, where that is known), independent stages side by side while
+    ``capacity`` (CPUs, GPUs) lasts.
 
     ``reporter`` is called when a stage starts and gives its progress function, ``ended`` when it is over. Returns the
     targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
     """
-    todo = pending(targets, store)
-    for stage in closure(targets):
-        if stage.artifact(store).finished:
-            stage.artifact(store).check()
+    todo = check(targets, store) if todo is None else todo
     waiting = list(todo)
     running: dict[Future[None], Stage] = {}
     done: set[str] = set()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+#: a key that must turn up nowhere; here, as Ray's workers get the environment that Ray was started in
+API_KEY = "canary-2c7a91e04b"
+os.environ["PLAD_TEST_API_KEY"] = API_KEY
 
 SHARED = Path(os.environ.get("PLAD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -31,6 +35,24 @@ def ray_session():
     connect(Runtime())
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def gloo():
+    """Training without Ray: this process as the only worker of a gloo group."""
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ.update(place)
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+    for name in place:
+        os.environ.pop(name, None)
 
 
 #: Sizes of ``save_tiny_model``, as the config of each family calls them.

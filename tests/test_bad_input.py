@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from plad_ray.artifacts import Store
 from plad_ray.cli import app
 from plad_ray.config import load
 from plad_ray.errors import PladError
+from plad_ray.objectives.plad import PladRank
 from plad_ray.pipeline import plan
 from plad_ray.stages import execute
 from tests.conftest import save_tiny_model
@@ -43,6 +45,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "large": save_tiny_model(folder / "large"),
         "small": small,
         "copy": Path(shutil.copytree(small, folder / "copy")),
+        "padded": save_tiny_model(folder / "padded", vocab_size=64),
+        "short": save_tiny_model(folder / "short", max_position_embeddings=48),
+        "foreign": save_tiny_model(folder / "foreign", words=[f"v{i}" for i in range(40)]),
         "narrow": save_tiny_model(folder / "narrow", hidden_size=32, num_attention_heads=2, num_key_value_heads=2),
         "gpt2": save_tiny_model(folder / "gpt2", "gpt2"),
         "t5": save_tiny_model(folder / "t5", "t5"),
@@ -136,6 +141,62 @@ def test_refused_before_anything_runs(files, overrides, expected):
     assert all(part in message for part in expected), message
 
 
+API = "{engine: openai, model: {api: {base_url: 'https://api.example.com/v1', name: m}}}"
+SECRET = "sk-canary-77"
+AN_API = [
+    ("key", ["runtime.teacher.api.api_key_env=PLAD_NO_SUCH_KEY"], ["teacher", "PLAD_NO_SUCH_KEY", "not set"]),
+    ("key in the file", [f"runtime.teacher.api.api_key={SECRET}"], ["runtime.teacher.api.api_key", "api_key_env"]),
+    (
+        "key for its variable",
+        [f"runtime.teacher.api.api_key_env={SECRET}"],
+        ["runtime.teacher.api", "never in this file"],
+    ),
+    (
+        "key in the address",
+        [f"teacher.model.api.base_url=https://me:{SECRET}@x.org/v1"],
+        ["base_url", "no user, password"],
+    ),
+    ("key in the query", [f"teacher.model.api.base_url=https://x.org/v1?key={SECRET}"], ["base_url", "query"]),
+    ("address", ["teacher.model.api.base_url=api.example.com"], ["base_url", "http(s)"]),
+    ("engine of an API", ["teacher.engine=vllm"], ["engine vllm", "model.api"]),
+    ("two sources", ["teacher.model.path=x"], ["exactly one of path", "api"]),
+    ("adapter", ["teacher.model.adapter=x"], ["model.adapter", "weights"]),
+    ("context", ["teacher.model.max_length=64"], ["model.max_length", "data.max_prompt_chars"]),
+    ("SFT", ["teacher.sft={}"], ["sft needs weights"]),
+    ("top_k", ["generate.top_k=5"], ["generate.top_k", "extra_body"]),
+    (
+        "field of its own",
+        ["teacher.model.api.extra_body={temperature: 1}"],
+        ["extra_body.temperature", "draw.temperatures"],
+    ),
+    ("logits", ["distill.objective.name=test_bad_input:ReadsLogits"], ["ReadsLogits", "logits", "plad_rank"]),
+    ("replicas", ["runtime.teacher.replicas=2"], ["runtime.teacher.replicas", "concurrency"]),
+    ("engine arguments", ["runtime.teacher.engine_kwargs.seed=1"], ["runtime.teacher.engine_kwargs", "openai"]),
+    ("GPU", ["runtime.teacher.gpus=1"], ["runtime.teacher.gpus"]),
+    ("one price", ["runtime.teacher.api.input_price=1"], ["input_price", "output_price"]),
+    ("limits of a local model", ["runtime.student.api={}"], ["runtime.student.api", "not behind an API"]),
+    ("student", [f"student={API}"], ["student", "no weights to train"]),
+]
+
+
+@dataclass(frozen=True)
+class ReadsLogits(PladRank):
+    @property
+    def logits_of(self) -> tuple[str, ...]:
+        return ("teacher",)
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [b[1:] for b in AN_API], ids=[b[0] for b in AN_API])
+def test_a_teacher_behind_an_api(files, overrides, expected):
+    message = refused(files(), f"teacher={API}", *overrides)
+    assert all(part in message for part in expected), message
+    assert SECRET not in message
+
+
+def test_engine_openai_without_an_api(files):
+    assert "engine openai serves model.api" in refused(files(), "teacher.engine=openai")
+
+
 ROW = [
     ("missing column", [{"q": "a"}], ["line 1", "question", "columns there are: q"]),
     ("prompt of a wrong type", [*ROWS, {"question": 3, "answer": "x"}], ["line 31", "question", "int 3"]),
@@ -218,6 +279,59 @@ def test_incomplete_model_folders(files, models, tmp_path, removed, added, expec
         (folder / added).write_bytes(b"")
     message = refused(files(), f"student.model.path={folder}")
     assert str(folder) in message and expected in message
+
+
+WHITE_BOX = ["kd", "fdistill", "minillm", "gkd"]
+
+
+@pytest.mark.parametrize("name", WHITE_BOX)
+def test_logit_methods_need_one_tokenizer(files, models, name):
+    objective = f"distill.objective={{name: {name}}}"
+    message = refused(files(), objective, f"teacher.model.path={models['foreign']}")
+    assert "teacher's tokenizer differs" in message and "'w0'" in message
+    text_only = set(message.strip().rpartition("alone work: ")[2].split(", "))
+    assert {"plad_rank", "seqkd"} <= text_only and not text_only & set(WHITE_BOX)
+
+
+def test_logit_methods_take_a_padded_vocabulary(files, models):
+    exp = load(files(), ["distill.objective.name=kd", f"teacher.model.path={models['padded']}"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+
+
+def test_text_methods_take_any_tokenizer(files, models):
+    exp = load(files(), [f"teacher.model.path={models['foreign']}"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+
+
+def test_logit_methods_need_a_teacher_with_weights(files, tmp_path):
+    (tmp_path / "responses.jsonl").write_text("{}")
+    given = ["teacher=null", f"data.responses={tmp_path / 'responses.jsonl'}"]
+    message = refused(files(), *given, "compare.soft.distill.objective.name=gkd")
+    assert "objective gkd (distill-soft) reads the teacher's logits" in message and "plad_rank" in message
+
+
+def test_logit_methods_need_a_teacher_that_reads_as_far(files, models):
+    given = ["distill.objective.name=kd", f"teacher.model.path={models['short']}", "teacher.model.max_length=48"]
+    message = refused(files(), *given)
+    assert "the teacher reads what the student trains on" in message and "64" in message and "48" in message
+
+
+def test_logit_methods_of_models_from_scratch(tmp_path):
+    file = tmp_path / "exp.yaml"
+    file.write_text(yaml.safe_dump({**EXPERIMENT, "runtime": {"store": str(tmp_path / "runs")}}))
+    exp = load(file, ["distill.objective.name=fdistill"])
+    preflight.check(exp, list(plan(exp).stages.values()))
+    message = refused(file, "distill.objective.name=fdistill", "student.model.scratch.vocab_size=300")
+    assert "different tokenizers" in message and "scratch.vocab_size" in message and "plad_rank" in message
+
+
+def test_references_that_are_not_there(files):
+    none = "data.columns={prompt: question, reference: null}"
+    message = refused(files(), none, "distill.objective={name: minillm, lm_weight: 1.0}")
+    assert "distill trains on the references" in message and "data.columns.reference" in message
+    assert "sft-student" in refused(files(), none, "student.sft={}")
+    exp = load(files(), [none, "distill.objective.name=minillm"])  # samples alone: the prompts suffice
+    preflight.check(exp, list(plan(exp).stages.values()))
 
 
 def test_adapter_for_another_base(files, models, tmp_path):

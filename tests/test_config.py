@@ -25,6 +25,10 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
+PICK = ["scorer.name=demo", "pairs.lists=[{policy: student, temperature: 0.2}, {policy: teacher, temperature: 0.7}]"]
+HOT = ["pairs.rejection.temperatures=[2.0]", "scorer.name=demo"]
+
+
 def write(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     file = folder / "exp.yaml"
     file.write_text(yaml.safe_dump({**EXPERIMENT, **(changes or {})}))
@@ -104,6 +108,25 @@ def test_unknown_keys_and_wrong_values_are_named(tmp_path, override, expected):
         (["pairs.chosen={policy: teacher, temperature: 0.3}"], ["pairs.chosen", "0.3", "teacher.draw.temperatures"]),
         (["pairs.chosen={policy: student, temperature: 0.7}"], ["the same text"]),
         (["distill.objective.name=plad_margin"], ["scorer.name"]),
+        (["pairs.reward_share=0.5"], ["pairs.reward_share of arm distilled", "scorer.name"]),
+        (["pairs.reward_share=1.5"], ["pairs.reward_share", "1.5"]),
+        (["distill.objective.name=lipo"], ["scorer.name"]),
+        (["distill.objective.name=lipo", *PICK], ["pairs.lists of arm distilled", "0.2", "student.draw.temperatures"]),
+        (["distill.objective.name=lipo", *PICK[:1], "pairs.lists=[]"], ["pairs.lists", "at least two different texts"]),
+        (["distill.objective.name=rso"], ["pairs.rejection", "1 is drawn", "student.draw.samples"]),
+        (
+            ["compare.x.distill.objective.name=rso", "student.draw={samples: 8, temperatures: [0, 0.7]}", *HOT],
+            ["pairs.rejection.temperatures of arm x", "temperature 2", "student.draw.temperatures"],
+        ),
+        (
+            ["distill.objective.name=rso", "scorer.name=demo", "data.pairs=x.jsonl"],
+            ["rejection", "data.pairs", "data.responses"],
+        ),
+        (["pairs.reward_share=0.5", "scorer.name=demo", "data.pairs=x.jsonl"], ["reward_share", "data.pairs"]),
+        (
+            ["distill.select_on_dev.a.objective.name=lipo", "scorer.name=demo", "student.draw.samples=4"],
+            ["select_on_dev.a", "lists", "pairs", "compare"],
+        ),
         (["distill.select_on_dev.a.learning_rate=1.0e-3"], ["select_on_dev", "scorer.name"]),
         (["data.fractions.train=0.9"], ["add up to"]),
         (["data.path=x.jsonl"], ["demo takes data.sizes"]),
@@ -128,6 +151,34 @@ def test_a_changed_objective_drops_the_fields_of_the_old_one(tmp_path):
     exp = load(write(tmp_path), ["distill.objective.margin=2.0", "compare.kd.distill.objective.name=seqkd"])
     assert exp.arms()["kd"][1].objective.params == {}
     assert exp.arms()["distilled"][1].objective.params == {"margin": 2.0}
+
+
+def test_arms_of_each_kind_of_table_share_what_they_can(tmp_path):
+    """Lists need no picked sides, references no texts; what a table does not read does not change its name."""
+    overrides = [
+        "scorer.name=demo",
+        "student.draw={samples: 4, temperatures: [1.0]}",
+        "pairs.rejected={policy: student, temperature: 1.0}",
+        "distill.objective.name=plad_rank",
+        *(f"compare.{name}.distill.objective.name={name}" for name in ("dpo", "rso", "lipo", "rrhf", "sft")),
+    ]
+    whole = plan(load(write(tmp_path), overrides))
+    tables = {name: stage for name, stage in whole.stages.items() if "pairs" in stage.config}
+    assert set(tables) == {"pairs", "rejection-rso", "lists-lipo"}
+    assert whole.stages["distill-rrhf"].inputs["pairs"] is tables["lists-lipo"]
+    assert "pairs" not in whole.stages["distill-sft"].inputs
+    assert whole.stages["distill-dpo"].config["frozen"].keys() == {"reference"}
+    assert whole.stages["distill-dpo"].inputs["frozen/reference/0"] is whole.stages["sft-student"]
+    other = plan(load(write(tmp_path), [*overrides, "pairs.rejection.beta=2.0", "pairs.reward_share=0.5"])).stages
+    changed = {name for name in tables if other[name].digest != tables[name].digest}
+    assert changed == {"pairs", "rejection-rso"}
+
+
+def test_imported_teacher_text_is_scored_too(tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"prompt": "x", "response": "y"}\n')
+    stages = plan(load(write(tmp_path), [f"data.responses={texts}", "scorer.name=demo"])).stages
+    assert stages["scores"].inputs.keys() == {"prompts", "responses", "imported"}
 
 
 def test_runtime_is_never_identity(tmp_path):
@@ -157,6 +208,21 @@ def test_writing_a_default_out_changes_no_name(tmp_path):
     base = plan(load(write(tmp_path)))
     other = plan(load(write(tmp_path), ["distill.objective.margin=1.0", "distill.lora.r=8", "generate.top_p=1.0"]))
     assert [n for n, s in base.stages.items() if n != "report" and other.stages[n].digest != s.digest] == []
+
+
+def test_what_of_an_api_is_identity(tmp_path):
+    """The endpoint and its model are; key, limits and prices are not."""
+    api = {"base_url": "https://api.example.com/v1", "name": "m"}
+    base = {"teacher": {"engine": "openai", "model": {"api": api}}}
+
+    def digest(*overrides: str) -> str:
+        return plan(load(write(tmp_path, base), overrides)).stages["responses"].digest
+
+    same = ["api_key_env=MY_KEY", "concurrency=3", "requests_per_minute=9", "retries=0", "timeout=5"]
+    prices = ["runtime.teacher.api.input_price=1", "runtime.teacher.api.output_price=2"]
+    assert {digest(f"runtime.teacher.api.{s}") for s in same} | {digest(*prices)} == {digest()}
+    other = ["name=n", "endpoint=completions", "base_url=https://x.org/v1", "extra_body={a: 1}", "send_seed=false"]
+    assert len({digest(f"teacher.model.api.{o}") for o in other} | {digest()}) == 6
 
 
 def test_files_that_are_no_experiment(tmp_path):

@@ -1,39 +1,38 @@
-"""Families that vLLM does not serve, from prompts to report: a GPT-Neo teacher's text makes a T5 student better."""
+"""Families that vLLM does not serve, from prompts to report: text of a GPT-Neo teacher, or of one behind an API, makes a T5
+student better (Table 2 of PLaD is of this kind)."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from plad_ray.artifacts import Store
-from plad_ray.config import parse
+from plad_ray.config import Experiment, parse
 from plad_ray.pipeline import plan
 from plad_ray.running import run
-from tests.conftest import save_tiny_model
+from tests.conftest import API_KEY, save_tiny_model
+from tests.generate.api_server import serving
 
 
-@pytest.mark.train
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_gpt_neo_teacher_to_t5_student(tmp_path: Path, ray_session):
+def t5_experiment(folder: Path, teacher: dict[str, Any], pool: dict[str, Any]) -> Experiment:
     rows = [{"prompt": " ".join(f"w{(i + j) % 40}" for j in range(3 + i % 3)), "reference": f"w{i}"} for i in range(40)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    teacher = save_tiny_model(tmp_path / "teacher", "gpt_neo", seed=1)
-    student = save_tiny_model(tmp_path / "student", "t5", seed=2)
-    pool = {"cpus": 0.5, "batch_size": 16}
-    experiment = parse(
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    student = save_tiny_model(folder / "student", "t5", seed=2)
+    engine = {"cpus": 0.5, "batch_size": 16}
+    return parse(
         {
             "name": "t5",
             "data": {
                 "source": "files",
-                "path": str(tmp_path / "data.jsonl"),
+                "path": str(folder / "data.jsonl"),
                 "fractions": {"train": 0.4, "distill": 0.4, "dev": 0, "test": 0.2},
             },
-            "teacher": {"model": {"path": str(teacher), "max_length": 32}, "engine": "transformers"},
+            "teacher": teacher,
             "student": {
                 "model": {"path": str(student), "max_length": 16},
                 "engine": "transformers",
@@ -44,10 +43,13 @@ def test_gpt_neo_teacher_to_t5_student(tmp_path: Path, ray_session):
             "distill": {"batch_size": 8, "learning_rate": 1.0e-2, "epochs": 2},
             "scorer": {"name": "rouge"},
             "evaluate": {"temperatures": [0.0], "bootstrap": 100},
-            "runtime": {"store": str(tmp_path / "runs"), "teacher": pool, "student": pool},
+            "runtime": {"store": str(folder / "runs"), "teacher": engine | pool, "student": engine},
         }
     )
-    run(experiment, None, False, False)
+
+
+def check_run(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Everything was generated, the adapter learned and is served as it was trained. Returns the manifests."""
     store, stages = Store(experiment.runtime.store), plan(experiment).stages
     manifests = {name: stage.artifact(store).manifest for name, stage in stages.items()}
     splits = Counter(stages["prompts"].artifact(store).table().column("split").to_pylist())
@@ -60,5 +62,37 @@ def test_gpt_neo_teacher_to_t5_student(tmp_path: Path, ray_session):
     )
     lines = [json.loads(line) for line in (adapter / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["rewards/margins"] > lines[0]["rewards/margins"]
-    page = (stages["report"].artifact(store).local_folder() / "report.html").read_text()
-    assert "distilled" in page
+    assert "distilled" in (stages["report"].artifact(store).local_folder() / "report.html").read_text()
+    return manifests
+
+
+@pytest.mark.train
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_gpt_neo_teacher_to_t5_student(tmp_path: Path, ray_session):
+    neo = save_tiny_model(tmp_path / "teacher", "gpt_neo", seed=1)
+    teacher = {"model": {"path": str(neo), "max_length": 32}, "engine": "transformers"}
+    experiment = t5_experiment(tmp_path, teacher, {})
+    run(experiment, None, False, False)
+    check_run(experiment)
+
+
+@pytest.mark.train
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_api_teacher_to_t5_student(tmp_path: Path, ray_session):
+    """Every prompt is asked for once, its tokens are counted and paid, and the key stays where it was."""
+    with serving() as server:
+        teacher = {"model": {"api": {"base_url": server.url, "name": "made-up"}}, "engine": "openai"}
+        api = {"api_key_env": "PLAD_TEST_API_KEY", "input_price": 1.0, "output_price": 2.0}
+        experiment = t5_experiment(tmp_path, teacher, {"cpus": 0.5, "api": api})
+        run(experiment, None, False, False)
+        manifests = check_run(experiment)
+        assert len(server.asked) == len(server.answered) == manifests["responses"]["rows"]["out"] // 2
+        assert all(asked.headers["authorization"] == f"Bearer {API_KEY}" for asked in server.asked)
+        run(experiment, None, False, False)
+        assert len(server.asked) == len(server.answered), "the second run asks nothing"
+    paid = manifests["responses"]["metrics"]["api"]["teacher"]
+    assert paid["cost"] == pytest.approx((paid["input_tokens"] + 2 * paid["output_tokens"]) / 1e6)
+    kept = [path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert kept and not any(API_KEY.encode() in content for content in kept)

@@ -6,11 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from plad_ray.config.averaging import Averaging
 from plad_ray.config.base import Section, overlay
+from plad_ray.config.checks import check_table
 from plad_ray.config.data import Data
 from plad_ray.config.evaluation import Evaluate, Scorer
-from plad_ray.config.models import Draw, Generate, Role
-from plad_ray.config.pairs import Arm, Pairs, Pick
+from plad_ray.config.models import Generate, Role
+from plad_ray.config.pairs import Arm, Pairs
 from plad_ray.config.runtime import Runtime
 from plad_ray.config.training import Distill, Objective
 
@@ -29,21 +31,24 @@ class Experiment(Section):
     compare: dict[str, Arm] = Field({}, description="further arms by name, shown beside the main one")
     scorer: Scorer | None = None
     evaluate: Evaluate = Evaluate()
+    merge: Averaging | None = Field(None, description="how `plad merge` averages with the start; null: not at all")
     runtime: Runtime = Runtime()
 
     @model_validator(mode="after")
     def _combinations(self) -> Experiment:
         if self.teacher is None and not (self.data.responses or self.data.pairs):
             raise ValueError("teacher is missing: give a teacher, or its text by data.responses or data.pairs")
-        if self.data.pairs is None:
-            for name, (pairs, _) in self.arms().items():
-                self._check_pairs(name, pairs)
+        self._check_api()
+        for name, (pairs, distill) in self.arms().items():
+            check_table(self.data, {"teacher": self.teacher, "student": self.student}, name, pairs, distill)
         if self.teacher == self.student:
             raise ValueError("teacher and student are the same model with the same SFT: every pair would be noise")
         self.distill.candidates()
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
+            ("merge.top below 1", self.merge is not None and self.merge.top < 1),
             *((f"objective of arm {n}", _needs_scores(d.objective)) for n, (_, d) in self.arms().items()),
+            *((f"pairs.reward_share of arm {n}", p.reward_share > 0) for n, (p, _) in self.arms().items()),
         ]
         for what, needed in needs_scorer:
             if needed and self.scorer is None:
@@ -52,22 +57,48 @@ class Experiment(Section):
             raise ValueError("student.model.load_in_4bit does not work with runtime.train.zero_stage 3; use 0, 1 or 2")
         return self
 
-    def _check_pairs(self, arm: str, pairs: Pairs) -> None:
-        for side in ("chosen", "rejected"):
-            pick: Pick = getattr(pairs, side)
-            if self.data.responses is not None and pick.policy == "teacher":
-                continue
-            draw: Draw = getattr(self, pick.policy).draw
-            if pick.temperature not in draw.temperatures or pick.sample >= draw.samples:
-                raise ValueError(
-                    f"pairs.{side} of arm {arm} asks for {pick.policy} text at temperature {pick.temperature:g}, sample "
-                    f"{pick.sample}, but {pick.policy}.draw makes temperatures {list(draw.temperatures)} × {draw.samples} "
-                    f"samples; add it to {pick.policy}.draw.temperatures"
-                )
-        if pairs.chosen == pairs.rejected:
+    def _check_api(self) -> None:
+        if self.student.model.api is not None:
             raise ValueError(
-                f"pairs.chosen and pairs.rejected of arm {arm} are the same text: every pair would be identical"
+                "student.model.api: a model behind an API has no weights to train; give student.model.path"
             )
+        api = self.teacher is not None and self.teacher.model.api is not None
+        for name in ("student",) if api else ("student", "teacher"):
+            if getattr(self.runtime, name).api is not None:
+                raise ValueError(f"runtime.{name}.api is set, but {name}.model is not behind an API")
+        if not api:
+            return
+        if self.generate.top_k > 0:
+            raise ValueError(
+                "generate.top_k is not in the OpenAI protocol, which the teacher is asked by; set it to 0 (what the "
+                "endpoint knows beside the protocol goes into teacher.model.api.extra_body)"
+            )
+        for arm, (_, distill) in self.arms().items():
+            for section in (distill, *distill.candidates().values()):
+                if _reads_teacher(section.objective):
+                    from plad_ray.models.tokens import text_only
+
+                    raise ValueError(
+                        f"objective {section.objective.name} of arm {arm} reads the teacher's logits, and an API gives "
+                        f"text only; methods that need no more: {', '.join(text_only())}"
+                    )
+
+    @model_validator(mode="after")
+    def _rounds_make_new_rows(self) -> Experiment:
+        for name, (pairs, distill) in self.arms().items():
+            if max(distill.rounds, *(c.rounds for c in distill.candidates().values()), 1) == 1:
+                continue
+            if distill.select_on_dev:
+                raise ValueError(
+                    "distill.rounds and distill.select_on_dev exclude each other: choose first, then iterate"
+                )
+            if not _reads_student(distill.objective, pairs) or self.data.pairs is not None:
+                where = "distill" if name == "distilled" else f"compare.{name}.distill"
+                raise ValueError(
+                    f"{where}.rounds {distill.rounds}: {distill.objective.name} trains on no text here that this "
+                    "experiment's student writes, so every round would see the same rows; set it to 1"
+                )
+        return self
 
     def arms(self) -> dict[str, tuple[Pairs, Distill]]:
         """Every training run by name: ``distilled`` (the main one) and those under ``compare``."""
@@ -81,6 +112,22 @@ class Experiment(Section):
                 overlay(base, arm.distill, f"compare.{name}.distill"),
             )
         return arms
+
+
+def _reads_student(objective: Objective, pairs: Pairs) -> bool:
+    """Whether an arm's rows hold text of the student."""
+    from plad_ray.objectives import build
+
+    table = build(objective.name, objective.params).trains_on
+    sides = {"references": (), "chosen": (pairs.chosen,), "pairs": (pairs.chosen, pairs.rejected)}.get(table)
+    return sides is None or any(side.policy == "student" for side in sides)
+
+
+def _reads_teacher(objective: Objective) -> bool:
+    from plad_ray.objectives import build
+
+    built = build(objective.name, objective.params)
+    return "teacher" in (*built.logits_of, *built.logps_of)
 
 
 def _needs_scores(objective: Objective) -> bool:

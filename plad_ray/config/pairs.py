@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from plad_ray.config.base import Count, Section, Temperature
+from plad_ray.config.base import Count, Fraction, Positive, Section, Temperature
 
 
 class Pick(Section):
@@ -17,11 +17,34 @@ class Pick(Section):
     sample: Annotated[int, Field(ge=0)] = 0
 
 
+class Rejection(Section):
+    """Statistical rejection sampling (RSO, arXiv 2309.06657, §3): which drawn texts are kept, to be paired."""
+
+    policy: Literal["teacher", "student"] = "student"
+    temperatures: tuple[Temperature, ...] | None = Field(None, description="of the pool; null: all drawn above 0")
+    beta: Positive = Field(0.5, description="in units of the reward: small keeps the best, large the first")
+    keep: Annotated[int, Field(ge=2)] = Field(8, description="texts a prompt; half as many pairs")
+
+
 class Pairs(Section):
+    """How training rows are made of texts; an arm reads the keys of the kind of rows that its objective trains on."""
+
     chosen: Pick = Pick(policy="teacher", temperature=0.7)
     rejected: Pick = Pick(policy="student", temperature=0.7)
+    reward_share: Fraction = Field(0.0, description="share of the pairs that the reward orders; nested as it grows")
+    lists: tuple[Pick, ...] | None = Field(None, description="candidates of list-wise objectives; null: every text")
+    rejection: Rejection = Rejection()
     drop_truncated_chosen: bool = True
-    limit: Count | None = Field(None, description="at most this many pairs (a nested prefix)")
+    limit: Count | None = Field(None, description="at most this many rows (a nested prefix)")
+
+    def read_by(self, kind: str) -> dict[str, Any]:
+        """The settings that a table of ``kind`` (pairs, lists, rejection) depends on."""
+        others = {"chosen", "rejected", "reward_share", "lists", "rejection"} - READ[kind]
+        return self.model_dump(mode="json", exclude=others)
+
+
+#: beside drop_truncated_chosen and limit, which every kind reads
+READ = {"pairs": {"chosen", "rejected", "reward_share"}, "lists": {"lists"}, "rejection": {"rejection"}}
 
 
 class Arm(Section):

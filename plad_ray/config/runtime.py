@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from plad_ray.config.base import Count, Positive, Section
+
+
+class ApiRuntime(Section):
+    """How the endpoint of ``model.api`` is called. Limits are those of the whole role."""
+
+    api_key_env: str | None = Field(
+        "OPENAI_API_KEY", description="environment variable that holds the key, on every node; null: none is sent"
+    )
+    concurrency: Count = Field(16, description="requests in flight")
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = Field(None, description="prompt and response together")
+    retries: Annotated[int, Field(ge=0)] = Field(6, description="further tries of a request before it is an error row")
+    timeout: Positive = Field(120, description="seconds a try may take")
+    max_retry_after: Positive = Field(600, description="a longer Retry-After (seconds) fails the stage instead")
+    input_price: Annotated[float, Field(ge=0)] | None = Field(None, description="price of a million prompt tokens")
+    output_price: Annotated[float, Field(ge=0)] | None = Field(None, description="price of a million generated tokens")
+
+    @model_validator(mode="after")
+    def _name_of_a_variable(self) -> ApiRuntime:
+        name = self.api_key_env
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # not quoted: it may be the key
+            raise ValueError("api_key_env is no name of an environment variable; put the key there, never in this file")
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("input_price and output_price go together: give both or none")
+        return self
 
 
 class Pool(Section):
@@ -18,12 +44,17 @@ class Pool(Section):
     accelerator_type: str | None = None
     batch_size: Count = 64
     engine_kwargs: dict[str, Any] = Field({}, description="passed to vLLM as they are")
+    api: ApiRuntime | None = Field(None, description="for a role with engine openai; null: the defaults")
 
 
 class TrainRuntime(Section):
     workers: Count = 1
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    layout: Literal["auto", "shared", "concatenated"] = Field(
+        "auto",
+        description="a prompt laid down once for all its candidates, or once for each; auto: once where it is exact",
+    )
     micro_batch: Count = Field(64, description="prompts a forward pass of one worker")
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"

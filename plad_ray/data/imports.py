@@ -92,7 +92,6 @@ def run_pairs(job: Job) -> Outcome:
     if not kept.num_rows:
         raise PladError(f"data.pairs: no pair of {job.config['path']} can be used; dropped: {dropped}")
     table = build.to_trl(kept, chats.pop())
-    table = table.set_column(table.schema.get_field_index("order"), "order", kept["order"])
     job.out.write_rows(table)
     return Outcome(len(rows) + sum(held_out.values()), table.num_rows, dropped, summary)
 

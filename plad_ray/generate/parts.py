@@ -28,8 +28,9 @@ ROWS_PER_FILE = 50_000
 
 
 def write_part(out: Artifact, rows: list[dict[str, Any]]) -> None:
-    """Publish one block of PART rows."""
-    out.write_rows(pa.Table.from_pylist(rows, schema=PART), uuid.uuid4().hex, FOLDER)
+    """Publish one block of PART rows, if there are any."""
+    if rows:
+        out.write_rows(pa.Table.from_pylist(rows, schema=PART), uuid.uuid4().hex, FOLDER)
 
 
 def sound_files(out: Artifact) -> list[str]:
@@ -129,6 +130,19 @@ def _add_statistics(statistics: dict[str, Any], policy: str, table: pa.Table) ->
     entry["tokens"] += (pc.sum(table["num_tokens"]).as_py() or 0) + (pc.sum(table["num_reasoning_tokens"]).as_py() or 0)
     entry["prompt_tokens"] += pc.sum(table["num_prompt_tokens"]).as_py() or 0
     entry["truncated"] += pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0
+
+
+def usage(out: Artifact, policy: str) -> dict[str, int]:
+    """What a policy's answers have cost in tokens over all runs, as far as answers came back: answers that were asked for
+    twice count twice. ``unreported``: answers whose endpoint reported no counts."""
+    total = {"input_tokens": 0, "output_tokens": 0, "unreported": 0}
+    columns = ["num_prompt_tokens", "num_tokens", "num_reasoning_tokens", "error"]
+    for batch in dataset(out).to_batches(columns=columns, filter=pc.field("policy") == policy):
+        total["input_tokens"] += pc.sum(batch["num_prompt_tokens"]).as_py() or 0
+        total["output_tokens"] += sum(pc.sum(batch[name]).as_py() or 0 for name in columns[1:3])
+        unknown = pc.and_(pc.equal(batch["num_prompt_tokens"], 0), pc.is_null(batch["error"]))
+        total["unreported"] += pc.sum(unknown).as_py() or 0
+    return total
 
 
 def remaining(requests: Iterable[dict[str, Any]], done: set[str], tally: Counter[str]) -> Iterator[dict[str, Any]]:

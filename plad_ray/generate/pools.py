@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from plad_ray.config import Generate, Model, Pool
+from plad_ray.artifacts import Artifact
+from plad_ray.config import ApiRuntime, Generate, Model, Pool
 from plad_ray.errors import PladError
 from plad_ray.models.load import is_seq2seq, load_config, load_tokenizer
 from plad_ray.models.policy import Policy, resolve
@@ -29,6 +30,7 @@ class EnginePool:
     runtime: Pool
     generate: Generate
     policies: dict[str, Policy] = field(default_factory=dict)
+    out: Artifact | None = None  # of the stage: an engine may publish what it has finished itself
 
     @property
     def base(self) -> Policy:
@@ -46,6 +48,17 @@ class EnginePool:
     def eos(self, policy: str) -> tuple[int, ...]:
         """Ids that end a response of ``policy``."""
         return eos_ids(self.tokenizer(policy), self.model)
+
+    @property
+    def api(self) -> ApiRuntime:
+        """How the endpoint of a model behind an API is called."""
+        return self.runtime.api or ApiRuntime()
+
+    @property
+    def rows_per_block(self) -> int:
+        """Requests of one block, which is one task of the engine."""
+        small = self.model.api is not None
+        return min(self.runtime.batch_size, self.api.concurrency) if small else self.runtime.batch_size
 
     def config(self) -> PretrainedConfig:
         """The base model's transformers config."""
@@ -76,7 +89,7 @@ def build_pools(job: Job) -> list[EnginePool]:
         if identity not in pools:
             runtime: Pool = getattr(job.runtime, spec["role"])
             label = f"{spec['role']}-{len(pools)}"
-            pools[identity] = EnginePool(label, spec["role"], spec["engine"], model, runtime, generate)
+            pools[identity] = EnginePool(label, spec["role"], spec["engine"], model, runtime, generate, out=job.out)
         pools[identity].policies[name] = policy
     return list(pools.values())
 

@@ -65,7 +65,7 @@ def _prompt_requests(
     draws: Mapping[str, list[dict[str, Any]]],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    encoded: dict[int, list[int]] = {}
+    prompts: dict[int, dict[str, Any]] = {}
     for policy, policy_draws in draws.items():
         wanted = {
             (float(temperature), sample): None
@@ -74,9 +74,9 @@ def _prompt_requests(
             for temperature in draw["temperatures"]
             for sample in range(draw["samples"])
         }
-        tokenizer = pool.tokenizer(policy)
-        if wanted and id(tokenizer) not in encoded:
-            encoded[id(tokenizer)] = prompt_ids(row, tokenizer, pool)
+        tokenizer = None if pool.model.api is not None else pool.tokenizer(policy)
+        if wanted and id(tokenizer) not in prompts:
+            prompts[id(tokenizer)] = prompt_columns(row, tokenizer, pool)
         for temperature, sample in wanted:
             yield {
                 "rid": request_id(row["prompt_id"], policy, temperature, sample),
@@ -86,10 +86,22 @@ def _prompt_requests(
                 "temperature": temperature,
                 "sample": sample,
                 "seed": request_seed(seed, pool.role, row["prompt_id"], temperature, sample),
-                "prompt_token_ids": encoded[id(tokenizer)],
-                "num_prompt_tokens": len(encoded[id(tokenizer)]),
+                **prompts[id(tokenizer)],
                 "verify": False,
             }
+
+
+def prompt_columns(row: Mapping[str, Any], tokenizer: Any, pool: EnginePool) -> dict[str, Any]:
+    """The prompt as the engine gets it: token ids, or what ``model.api.endpoint`` takes (tokens are counted there)."""
+    columns: dict[str, Any] = {"prompt_token_ids": None, "prompt_text": None, "prompt_messages": None}
+    api = pool.model.api
+    if api is None:
+        ids = prompt_ids(row, tokenizer, pool)
+        return {**columns, "prompt_token_ids": ids, "num_prompt_tokens": len(ids)}
+    if api.endpoint == "completions":
+        return {**columns, "prompt_text": row["prompt"], "num_prompt_tokens": 0}
+    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+    return {**columns, "prompt_messages": messages, "num_prompt_tokens": 0}
 
 
 def prompt_ids(row: Mapping[str, Any], tokenizer: Any, pool: EnginePool) -> list[int]:

@@ -1,4 +1,4 @@
-"""The row contract behind every engine: generated ids become a response row, or a failure becomes an error row."""
+"""The row contract behind every engine: generated ids or text become a response row, a failure becomes an error row."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
             "text": "",
             "token_ids": [],
             "finish_reason": None,
-            "num_tokens": 0,
+            "num_tokens": answer.get("num_generated_tokens") or 0,  # an API may have been paid for it
             "num_reasoning_tokens": 0,
         }
         return {**common, **empty, "error": str(error), "sampled": None}
+    if answer["ids"] is None:
+        return {**common, **_text_columns(answer, pools[answer["policy"]]), "error": None, "sampled": None}
     policy, ids, sampled = answer["policy"], answer["ids"], None
     if answer["verify"]:
         sampled = {"prompt_ids": answer["prompt_token_ids"], "ids": ids, "logprobs": answer["logprobs"]}
@@ -56,6 +58,38 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
         "error": None,
         "sampled": sampled,
     }
+
+
+def _text_columns(answer: Mapping[str, Any], pool: EnginePool) -> dict[str, Any]:
+    """The response columns of an answer that is text. Reasoning tokens are those that the API reports, or, where the
+    marks are in the text, the reasoning's share of its characters if that is more: there is no tokenizer to count with."""
+    settings, whole = pool.generate, answer["text"]
+    text, reason, thought = finish_text(whole, answer["finish_reason"], settings.stop, settings.strip_reasoning)
+    generated = answer["num_generated_tokens"]
+    reasoning = max(answer["num_reasoning_tokens"], round(generated * thought / max(1, len(whole))))
+    return {
+        "text": text,
+        "token_ids": [],
+        "finish_reason": reason,
+        "num_tokens": generated - reasoning,
+        "num_reasoning_tokens": reasoning,
+    }
+
+
+def finish_text(
+    text: str, reason: str, stop: tuple[str, ...] = (), reasoning: tuple[str, str] | None = None
+) -> tuple[str, str, int]:
+    """(text, finish reason, characters of reasoning) of generated ``text``; the rules are those of ``finish``."""
+    thought = 0
+    if reasoning is not None:
+        opening, closing = reasoning
+        before, found, after = text.partition(closing)
+        if not found and opening in text:
+            return "", "length", len(text)
+        if found:
+            thought, text = len(before) + len(closing), after.lstrip()
+    places = [place for place in (text.find(mark) for mark in stop) if place >= 0]
+    return (text[: min(places)], "stop", thought) if places else (text, reason, thought)
 
 
 def finish(

@@ -19,7 +19,7 @@ import pyarrow as pa
 from plad_ray.artifacts import Artifact
 from plad_ray.cluster import connect
 from plad_ray.errors import PladError
-from plad_ray.generate import fake_engine, parts, requests, transformers_engine, verify, vllm_engine
+from plad_ray.generate import fake_engine, openai_engine, parts, requests, transformers_engine, verify, vllm_engine
 from plad_ray.generate.pools import EnginePool, build_pools
 from plad_ray.generate.responses import part_row
 from plad_ray.generate.tasks import ONE_TASK, read_requests
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 #: An engine module has ``check(pool)`` and ``branch(requests, pool)``.
-ENGINES: dict[str, ModuleType] = {"vllm": vllm_engine, "transformers": transformers_engine, "fake": fake_engine}
+ENGINES: dict[str, ModuleType] = {
+    "vllm": vllm_engine,
+    "transformers": transformers_engine,
+    "openai": openai_engine,
+    "fake": fake_engine,
+}
 
 
 @dataclass
@@ -67,6 +72,8 @@ def run(job: Job) -> Outcome:
     refuse_errors(job, errors, work.total)
     failed = sum(errors.values())
     metrics = outcome_metrics(policies, generated, seconds) | ({"verified": checks} if checks else {})
+    if paid := openai_engine.totals(job.out, pools):
+        metrics["api"] = paid
     return Outcome(work.total, count, {"error": failed} if failed else {}, metrics)
 
 
@@ -82,7 +89,7 @@ def plan(job: Job, pools: list[EnginePool]) -> Work:
         every = requests.mark_verified(every, verified_policies(job, pool), verify.ROWS)
         tally = Counter[str]()
         left = parts.remaining(every, done, tally)
-        work.left[pool.name] = requests.write(left, job.out, f"{work.folder}/{pool.name}", pool.runtime.batch_size)
+        work.left[pool.name] = requests.write(left, job.out, f"{work.folder}/{pool.name}", pool.rows_per_block)
         work.total += tally["total"]
     return work
 
@@ -99,6 +106,7 @@ class Tally:
 
     rows: int = 0
     tokens: int = 0
+    cost: float | None = None  # of an API with known prices
     errors: Counter[str] = field(default_factory=Counter)
     engines_ready: float | None = None  # seconds until the first block came back
     seconds: float = 0.0
@@ -128,19 +136,19 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier) -
     blocks = _blocks(dataset(job, pools, work))
     try:
         for block in blocks:
-            rows = [part_row(by_policy, answer) for answer in block.to_pylist()]
-            parts.write_part(job.out, rows)
+            answers = block.to_pylist()
+            rows = [part_row(by_policy, answer) for answer in answers]
+            parts.write_part(job.out, [r for r, a in zip(rows, answers, strict=True) if not a.get("published")])
             tally.add(rows, time.time() - started)
+            tally.cost = openai_engine.add_cost(tally.cost, by_policy, rows)
             done = min(work.total, work.done + tally.rows)
-            job.progress(done, work.total, "rows", tokens_per_s=round(tally.rate, 1))
+            notes = {} if tally.cost is None else {"cost": tally.cost}
+            job.progress(done, work.total, "rows", engines="", tokens_per_s=round(tally.rate, 1), **notes)
             if sum(tally.errors.values()) > job.config["generate"]["max_error_fraction"] * work.total:
                 refuse_errors(job, tally.errors, work.total)
             verifier.poll(any(row["sampled"] is not None for row in rows))
     except ray.exceptions.RayError as error:
-        raise PladError(
-            f"{job.stage}: generation failed: {cause(error)} (what an engine printed is in the logs of Ray's session, "
-            "/tmp/ray/session_latest/logs on its node)"
-        ) from error
+        raise PladError(f"{job.stage}: generation failed: {cause(error)}") from error
     finally:
         blocks.close()  # ends the execution, and with it the engines
     return tally
@@ -152,7 +160,7 @@ def dataset(job: Job, pools: list[EnginePool], work: Work) -> Dataset:
     for pool in pools:
         if work.left[pool.name] == 0:
             continue
-        rows = _requests(job.out, f"{work.folder}/{pool.name}", work.left[pool.name], pool.runtime.batch_size)
+        rows = _requests(job.out, f"{work.folder}/{pool.name}", work.left[pool.name], pool.rows_per_block)
         branches.append(ENGINES[pool.engine].branch(rows, pool))
     return branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
 
@@ -184,10 +192,12 @@ _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception)): ?(.*)$", re.MUL
 def cause(error: BaseException) -> str:
     """What really failed, on one line: Ray's exceptions carry it as the text of a traceback among their own."""
     raised = [(name, text) for name, text in _EXCEPTION.findall(str(error)) if not name.startswith("ray.")]
-    if not raised:
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
-    name, text = raised[-1]
-    return f"{name}: {text}"
+    if raised and raised[-1][0].endswith("PladError"):  # says all there is to say
+        return raised[-1][1]
+    last = (str(error).strip().splitlines() or ["no message"])[-1]
+    name, text = raised[-1] if raised else (type(error).__name__, last)
+    logs = "(what an engine printed is in the logs of Ray's session, /tmp/ray/session_latest/logs on its node)"
+    return f"{name}: {text} {logs}"
 
 
 def refuse_errors(job: Job, errors: Counter[str], total: int) -> None:

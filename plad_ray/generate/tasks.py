@@ -17,9 +17,20 @@ from plad_ray.artifacts import Artifact
 ONE_TASK: dict[str, Any] = {"num_cpus": 0.25, "concurrency": 1}
 #: A request on its way to an engine: ``verify`` asks for the log-probs of its tokens.
 REQUEST = pa.schema([*records.REQUEST, ("num_prompt_tokens", pa.int32()), ("verify", pa.bool_())])
-#: What an engine gives back: its request, and the generated ids (with the one that ended them) or an ``error``.
+#: What an engine gives back: its request, and the generated ids (with the one that ended them), an API's ``text``, or an
+#: ``error``. ``published``: the engine has put the row into a part file itself.
 ANSWER = pa.schema(
-    [*REQUEST, ("ids", pa.list_(pa.int32())), ("logprobs", pa.list_(pa.float64())), ("error", pa.string())]
+    [
+        *REQUEST,
+        ("ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float64())),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("num_generated_tokens", pa.int32()),
+        ("num_reasoning_tokens", pa.int32()),
+        ("error", pa.string()),
+        ("published", pa.bool_()),
+    ]
 )
 #: blocks of a request file
 BLOCKS_PER_FILE = 64
@@ -39,13 +50,16 @@ def write_requests(out: Artifact, folder: str, number: int, rows: list[dict[str,
 
 
 def read_requests(block: pa.Table, out: Artifact, folder: str) -> pa.Table:
-    """The request rows of the blocks whose numbers are in column ``id``."""
+    """The request rows of the blocks whose numbers are in column ``id``. Where the prompts are token ids, without the
+    columns of text: ray.data.llm takes rows through pandas, which changes the types of columns with nulls."""
     tables = []
     for number in block.column("id").to_pylist():
         path = out.store.path(out.file(f"{folder}/requests-{number // BLOCKS_PER_FILE:06d}.parquet"))
         with out.store.fs.open_input_file(path) as stream:
             tables.append(pq.ParquetFile(stream).read_row_group(number % BLOCKS_PER_FILE))
-    return pa.concat_tables(tables)
+    rows = pa.concat_tables(tables)
+    text = ["prompt_text", "prompt_messages"]
+    return rows if rows.column("prompt_token_ids").null_count else rows.drop_columns(text)
 
 
 class VllmRequest:
@@ -74,5 +88,5 @@ def vllm_answer(row: dict[str, Any]) -> dict[str, Any]:
     logprobs = None
     if row["verify"]:
         logprobs = [float(step[token]["logprob"]) for step, token in zip(row["logprobs"], ids, strict=True)]
-    kept = {name: row[name] for name in REQUEST.names}
+    kept = {name: row[name] for name in REQUEST.names if name in row}
     return {**kept, "ids": ids, "logprobs": logprobs, "error": None}

@@ -1,1 +1,1 @@
-"""Weights put together: a base and its adapter."""
+"""Weights put together: a base and its adapter, a distilled student and its start."""

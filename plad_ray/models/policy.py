@@ -20,7 +20,8 @@ _BESIDE = (NOTE, "metrics.jsonl")
 
 @dataclass(frozen=True)
 class Policy:
-    """Local folder or hub id of the base, local folder of the adapter, and the content the base is known by."""
+    """Local folder or hub id of the base (behind an API its name there), local folder of the adapter, and the content the
+    base is known by."""
 
     base: str
     adapter: str | None
@@ -35,6 +36,8 @@ def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
     An artifact with ``adapter_config.json`` sets the adapter; one with only ``config.json`` becomes the base and clears
     it. Raises PladError when an adapter was trained on another base, or there is nothing to load.
     """
+    if model.api is not None:
+        return Policy(model.api.name, None, None, False, fingerprint(model.api.model_dump(mode="json")))
     policy = _configured(model) if model.path is not None else None
     for artifact in artifacts:
         if artifact is None:
@@ -52,12 +55,14 @@ def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
 
 
 def identity(model: Model) -> dict[str, Any]:
-    """What the model is, as JSON: its scratch config, a hub id with the resolved commit, or a content hash.
+    """What the model is, as JSON: its scratch config, its endpoint, a hub id with the resolved commit, or a content hash.
 
     Raises PladError when the folder or the hub model is not there.
     """
     if model.scratch is not None:
         return {"scratch": model.scratch.model_dump(mode="json")}
+    if model.api is not None:
+        return {"api": model.api.model_dump(mode="json")}
     assert model.path is not None
     known: dict[str, Any] = {"base": _base_hash(model.path, model.revision)}
     if model.adapter is not None:

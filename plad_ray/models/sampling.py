@@ -5,6 +5,8 @@ depend on its batch mates (up to the rounding of a padded forward pass).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +19,14 @@ from plad_ray.models.load import is_seq2seq
 
 @dataclass(frozen=True)
 class Mixture:
-    """Probabilities (1 − weight)·student + weight·teacher a token (MiniLLM, arXiv 2306.08543, teacher-mixed sampling)."""
+    """Probabilities (1 − weight)·student + weight·teacher a token (MiniLLM, arXiv 2306.08543, teacher-mixed sampling).
+
+    ``within`` is entered around every call of ``teacher``: it may be the student with another adapter.
+    """
 
     teacher: Any
     weight: float
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class CausalDecoder:
@@ -30,7 +36,9 @@ class CausalDecoder:
     def __init__(self, model: Any, prompts: list[list[int]], device: torch.device):
         self.model = model
         self.cache: Any = None
-        self.positions = "position_ids" in inspect.signature(_inner(model).forward).parameters
+        takes = inspect.signature(_inner(model).forward).parameters
+        self.positions = "position_ids" in takes
+        self.last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}  # no [B, T, V] of a long prompt
         longest = max(map(len, prompts))
         self.ids_BT = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         self.mask_BT = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -40,8 +48,9 @@ class CausalDecoder:
         if token_B is not None:
             ids_BT = token_B[:, None]
             self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(ids_BT)], dim=1)
-        length = ids_BT.shape[1]
-        extra = {"position_ids": (self.mask_BT.cumsum(1) - 1).clamp_min(0)[:, -length:]} if self.positions else {}
+        extra: dict[str, Any] = dict(self.last)
+        if self.positions:
+            extra["position_ids"] = (self.mask_BT.cumsum(1) - 1).clamp_min(0)[:, -ids_BT.shape[1] :]
         out = self.model(
             input_ids=ids_BT, attention_mask=self.mask_BT, past_key_values=self.cache, use_cache=True, **extra
         )
@@ -101,15 +110,17 @@ def sample(
     top_k: int = 0,
     mixture: Mixture | None = None,
     in_step: bool = False,
+    vocabulary: int | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Generated ids (with the EOS that ended them) and the log-prob of each before temperature, for B prompts at once.
 
-    With ``mixture`` the distribution (and the log-prob) is that of the mixture. ``in_step`` makes all ``max_tokens`` forward
-    passes even when every row has ended, for workers whose forward passes are collective.
+    With ``mixture`` the distribution (and the log-prob) is that of the mixture. ``vocabulary``: only ids below it are
+    drawn. ``in_step`` makes all ``max_tokens`` forward passes even when every row has ended, for workers whose forward
+    passes are collective.
     """
     device = next(model.parameters()).device
     decoder = _decoder(model, prompts, device)
-    second = _decoder(mixture.teacher, prompts, device) if mixture is not None else None
+    second: CausalDecoder | Seq2SeqDecoder | None = None
     uniform_BN = torch.stack([_uniform(seed, max_tokens) for seed in seeds]).to(device)
     temperature_B = torch.tensor(temperatures, dtype=torch.float64, device=device)
     eos_E = torch.tensor(eos, device=device)
@@ -119,8 +130,11 @@ def sample(
     logps: list[Tensor] = []
     for _ in range(max_tokens):
         logits_BV = decoder(token_B)
-        if mixture is not None and second is not None:
-            logits_BV = _mixed(logits_BV, second(token_B), mixture.weight)
+        if mixture is not None:
+            with mixture.within():
+                second = second or _decoder(mixture.teacher, prompts, device)
+                logits_BV = _mixed(logits_BV, second(token_B), mixture.weight)
+        logits_BV = logits_BV[:, :vocabulary]
         token_B = draw(logits_BV, temperature_B, uniform_BN[:, len(tokens)], top_p, top_k)
         tokens.append(token_B)
         logps.append(logits_BV.log_softmax(-1).gather(1, token_B[:, None])[:, 0])

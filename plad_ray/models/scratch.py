@@ -57,7 +57,7 @@ def make(scratch: Scratch, texts: Iterable[str], seed: int) -> tuple[PreTrainedM
         tokenizer = word_tokenizer(by_frequency[: max(0, scratch.vocab_size - 3)])
     else:
         tokenizer = bpe_tokenizer(texts, scratch.vocab_size)
-    config = _config(scratch, len(tokenizer))
+    config = scratch_config(scratch, len(tokenizer))
     config.bos_token_id, config.eos_token_id, config.pad_token_id = None, tokenizer.eos_token_id, tokenizer.pad_token_id
     if is_seq2seq(config):
         config.decoder_start_token_id = tokenizer.pad_token_id  # as T5 has it
@@ -69,7 +69,7 @@ def make(scratch: Scratch, texts: Iterable[str], seed: int) -> tuple[PreTrainedM
     return model, tokenizer
 
 
-def _config(scratch: Scratch, vocab_size: int) -> PretrainedConfig:
+def scratch_config(scratch: Scratch, vocab_size: int) -> PretrainedConfig:
     try:
         default = AutoConfig.for_model(scratch.model_type)
     except ValueError:

@@ -9,15 +9,37 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from plad_ray.errors import PladError
+from plad_ray.objectives.aligndistil import AlignDistil
 from plad_ray.objectives.base import Objective, Rollout, Terms, Values
+from plad_ray.objectives.dpo import Dpo
+from plad_ray.objectives.fdistill import FDistill
+from plad_ray.objectives.gkd import Gkd
+from plad_ray.objectives.kd import Kd
+from plad_ray.objectives.lipo import Lipo
+from plad_ray.objectives.minillm import MiniLlm
 from plad_ray.objectives.plad import PladMargin, PladRank
+from plad_ray.objectives.rrhf import Rrhf
+from plad_ray.objectives.rso import Rso
 from plad_ray.objectives.sft import SeqKD, Sft
+from plad_ray.objectives.simpo import SimPO
+from plad_ray.objectives.slic import Slic
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": Sft,
     "seqkd": SeqKD,
     "plad_rank": PladRank,
     "plad_margin": PladMargin,
+    "dpo": Dpo,
+    "slic": Slic,
+    "simpo": SimPO,
+    "rrhf": Rrhf,
+    "rso": Rso,
+    "lipo": Lipo,
+    "kd": Kd,
+    "fdistill": FDistill,
+    "minillm": MiniLlm,
+    "gkd": Gkd,
+    "aligndistil": AlignDistil,
 }
 
 __all__ = ["OBJECTIVES", "Objective", "Rollout", "Terms", "Values", "build"]

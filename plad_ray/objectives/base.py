@@ -52,6 +52,10 @@ class Rollout:
     #: share of optimizer steps that are trained on fresh samples; the others see the table alone
     share: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise PladError(f"distill.objective: samples must be drawn every 1 or more steps (given: {self.every})")
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -79,6 +83,11 @@ class Objective:
         """How the live student is sampled, when fresh samples are needed."""
         return None
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether some step trains on the table's own texts; otherwise its rows only lend their prompts."""
+        return self.rollout is None or not self.rollout.replaces or self.rollout.share < 1
+
     def upstream(self) -> dict[str, dict[str, Any]]:
         """Frozen models that are trained first: by name, the partial ``distill`` section that makes each."""
         return {}
@@ -101,8 +110,24 @@ class Objective:
 
 def token_logps(logits_NV: Tensor, ids_N: Tensor) -> Tensor:
     """fp32 log-prob [N] of ``ids_N``."""
-    logits_NV = logits_NV.float()
-    return logits_NV.gather(-1, ids_N[:, None]).squeeze(-1) - logits_NV.logsumexp(-1)
+    return _TokenLogps.apply(logits_NV, ids_N)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Two buffers of [N, V], one kept and one made in the backward pass, where plain autograd has five."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_N: Tensor) -> Tensor:
+        logps_NV = torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
+        ctx.save_for_backward(logps_NV, ids_N)
+        ctx.dtype = logits_NV.dtype
+        return logps_NV.gather(-1, ids_N[:, None]).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
+        logps_NV, ids_N = ctx.saved_tensors
+        grad_NV = logps_NV.exp().mul_(-grad_N[:, None]).scatter_add_(-1, ids_N[:, None], grad_N[:, None])
+        return grad_NV.to(ctx.dtype), None
 
 
 def sequence_logps(values_BKT: Tensor, mask_BKT: Tensor, reduction: Reduction) -> Tensor:
@@ -116,27 +141,53 @@ def rows(mask_BKT: Tensor) -> Tensor:
     return mask_BKT.flatten(1).any(-1).to(torch.float32)
 
 
+def lengths(mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The metric (sum, count) of the tokens of one candidate a row."""
+    return mask_BT.sum().float(), rows(mask_BT).sum()
+
+
 def check_reduction(value: str, where: str) -> None:
     if value not in ("sum", "mean"):
         raise PladError(f"{where}.logp_reduction must be sum or mean (given: {value!r})")
 
 
+def check_positive(objective: Objective, *names: str) -> None:
+    for name in names:
+        if not getattr(objective, name) > 0:
+            raise PladError(f"distill.objective.{name} must be positive (given: {getattr(objective, name)})")
+
+
+def check_not_negative(objective: Objective, *names: str) -> None:
+    for name in names:
+        if not getattr(objective, name) >= 0:
+            raise PladError(f"distill.objective.{name} must not be negative (given: {getattr(objective, name)})")
+
+
 def pair_metrics(values_BKT: Tensor, mask_BKT: Tensor, reduction: Reduction) -> dict[str, tuple[Tensor, Tensor]]:
-    """TRL's names. rewards/*: the (reduced) log-likelihoods that the loss compares; logps/*: sums; lengths in tokens."""
+    """``preference_metrics`` of losses that compare the (reduced) log-likelihoods themselves."""
+    return preference_metrics(sequence_logps(values_BKT, mask_BKT, reduction), values_BKT, mask_BKT)
+
+
+@torch.no_grad()
+def preference_metrics(
+    rewards_BK: Tensor, values_BKT: Tensor, mask_BKT: Tensor, pick_B2: Tensor | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """TRL's names. rewards/*: what the loss compares; logps/*: log-likelihoods, sums over tokens; lengths in tokens.
+
+    ``pick_B2``: which candidates stand for chosen and rejected, the first two when not given.
+    """
     row_B, n = rows(mask_BKT), rows(mask_BKT).sum()
-    with torch.no_grad():
-        reward_BK = sequence_logps(values_BKT, mask_BKT, reduction)
-        logp_BK = sequence_logps(values_BKT, mask_BKT, "sum")
-        length_BK = mask_BKT.sum(-1).float()
-        margin_B = reward_BK[:, 0] - reward_BK[:, 1]
-        named = {
-            "rewards/chosen": reward_BK[:, 0],
-            "rewards/rejected": reward_BK[:, 1],
-            "rewards/margins": margin_B,
-            "rewards/accuracies": (margin_B > 0).float(),
-            "logps/chosen": logp_BK[:, 0],
-            "logps/rejected": logp_BK[:, 1],
-            "lengths/chosen": length_BK[:, 0],
-            "lengths/rejected": length_BK[:, 1],
-        }
-        return {name: ((value_B * row_B).sum(), n) for name, value_B in named.items()}
+    pairs = (rewards_BK, sequence_logps(values_BKT, mask_BKT, "sum"), mask_BKT.sum(-1).float())
+    reward_B2, logp_B2, length_B2 = (v[:, :2] if pick_B2 is None else v.gather(1, pick_B2) for v in pairs)
+    margin_B = reward_B2[:, 0] - reward_B2[:, 1]
+    named = {
+        "rewards/chosen": reward_B2[:, 0],
+        "rewards/rejected": reward_B2[:, 1],
+        "rewards/margins": margin_B,
+        "rewards/accuracies": (margin_B > 0).float(),
+        "logps/chosen": logp_B2[:, 0],
+        "logps/rejected": logp_B2[:, 1],
+        "lengths/chosen": length_B2[:, 0],
+        "lengths/rejected": length_B2[:, 1],
+    }
+    return {name: ((value_B * row_B).sum(), n) for name, value_B in named.items()}

@@ -8,49 +8,30 @@ from typing import ClassVar
 from torch import Tensor
 
 from plad_ray.errors import PladError
-from plad_ray.objectives.base import (
-    Objective,
-    Reduction,
-    Terms,
-    Values,
-    check_reduction,
-    pair_metrics,
-    rows,
-    sequence_logps,
-)
+from plad_ray.objectives.base import Reduction, Values, check_not_negative, check_reduction, sequence_logps
+from plad_ray.objectives.pairwise import PairLoss
 
 
 @dataclass(frozen=True)
-class _Hinge(Objective):
+class _Hinge(PairLoss):
     """max(0, margin − log P(y₊|x) + log P(y₋|x)), plus ``sft_weight`` × NLL of y₊ per token (0 in the paper)."""
 
     logp_reduction: Reduction = "sum"
-    sft_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_reduction(self.logp_reduction, "distill.objective")
-        if self.sft_weight < 0:
-            raise PladError(f"distill.objective.sft_weight must not be negative (given: {self.sft_weight})")
+
+    @property
+    def hinged(self) -> bool:
+        return True
 
     def margins(self, scores_BK: Tensor) -> Tensor | float:
         raise NotImplementedError
 
-    def counts(self, mask_BKT: Tensor) -> dict[str, Tensor]:
-        counts = {"hinge": rows(mask_BKT).sum()}
-        return counts | {"nll": mask_BKT[:, 0].sum().float()} if self.sft_weight else counts
-
-    def loss(self, values: Values, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
-        values_BKT, row_B = values["logp"], rows(mask_BKT)
-        logps_BK = sequence_logps(values_BKT, mask_BKT, self.logp_reduction)
-        hinge_B = (self.margins(scores_BK) - logps_BK[:, 0] + logps_BK[:, 1]).clamp(min=0)
-        sums = {"hinge": (hinge_B * row_B).sum()}
-        metrics = pair_metrics(values_BKT, mask_BKT, self.logp_reduction)
-        metrics["active"] = ((hinge_B.detach() > 0).float() * row_B).sum(), row_B.sum()
-        if self.sft_weight:
-            nll = -(values_BKT[:, 0] * mask_BKT[:, 0]).sum()
-            sums["nll"] = self.sft_weight * nll
-            metrics["nll"] = nll.detach(), mask_BKT[:, 0].sum().float()
-        return Terms(sums, metrics)
+    def compare(self, values: Values, mask_BKT: Tensor, scores_BK: Tensor) -> tuple[Tensor, Tensor]:
+        logps_BK = sequence_logps(values["logp"], mask_BKT, self.logp_reduction)
+        return (self.margins(scores_BK) - logps_BK[:, 0] + logps_BK[:, 1]).clamp(min=0), logps_BK
 
 
 @dataclass(frozen=True)
@@ -69,8 +50,7 @@ class PladRank(_Hinge):
             if self.logp_reduction == "mean":
                 raise PladError("distill.objective.margin must be given with logp_reduction mean (0.01 to 1 are usual)")
             object.__setattr__(self, "margin", 1.0)
-        if self.margin < 0:  # type: ignore[operator]
-            raise PladError(f"distill.objective.margin must not be negative (given: {self.margin})")
+        check_not_negative(self, "margin")
 
     def margins(self, scores_BK: Tensor) -> float:
         assert self.margin is not None

@@ -1,4 +1,5 @@
-"""Pseudo-preference pairs (PLaD, arXiv 2406.02886, Algorithm 1): the teacher's text is taken as preferred.
+"""Preference pairs (PLaD, arXiv 2406.02886): the teacher's text is taken as preferred (pseudo pairs, Algorithm 1), or, in
+a share of the pairs, the text that the scorer prefers ("real" pairs, §5.3).
 
 Rows keep the order of the prompt table, so the same prompts always give the same table and ``limit`` is nested.
 """
@@ -6,6 +7,7 @@ Rows keep the order of the prompt table, so the same prompts always give the sam
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,20 +16,20 @@ import pyarrow.dataset as pads
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Pairs, Pick
 from plad_ray.errors import PladError
-from plad_ray.pairs import stats
-from plad_ray.records import MESSAGES, pair_schema
+from plad_ray.pairs import columns, stats
+from plad_ray.pairs.columns import flat
+from plad_ray.pairs.texts import FIELDS, SPLIT, is_imported, prompt_hash, prompt_table, responses, source
+from plad_ray.records import pair_schema
 from plad_ray.stages import Job, Outcome
 
 logger = logging.getLogger("plad_ray")
-SPLIT = "distill"
 SIDES = ("chosen", "rejected")
-FIELDS = ("rid", "text", "finish_reason")
 
 
 def run(job: Job) -> Outcome:
     """Stage: one row a prompt of the distill split, both sides joined by ``prompt_id``, bad pairs dropped by reason."""
     pairs = Pairs.model_validate(job.config["pairs"])
-    joined = join(job.inputs, pairs)
+    joined = reorder(join(job.inputs, pairs), pairs.reward_share, job.config["seed"])
     reason = drop_reasons(joined, pairs)
     kept = joined.filter(pc.is_null(reason))
     dropped = {item["values"]: item["counts"] for item in pc.value_counts(reason.drop_null()).to_pylist()}
@@ -40,51 +42,62 @@ def run(job: Job) -> Outcome:
     return Outcome(rows_in=joined.num_rows, rows_out=kept.num_rows, dropped=dropped, metrics=summary)
 
 
-def join(inputs: dict[str, Artifact], pairs: Pairs) -> pa.Table:
+def join(inputs: Mapping[str, Artifact], pairs: Pairs) -> pa.Table:
     """Prompts of the distill split with ``<side>_{rid,text,finish_reason,score}``; null where a side is missing."""
-    table = (
-        inputs["prompts"]
-        .dataset()
-        .to_table(columns=["prompt_id", "prompt", "messages"], filter=pads.field("split") == SPLIT)
-    )
-    scores = _scores(inputs.get("scores"))
+    table = prompt_table(inputs)
     for side in SIDES:
-        responses = _responses(inputs, getattr(pairs, side))
-        place = pc.index_in(table["prompt_id"], value_set=responses["prompt_id"].combine_chunks())
-        for field in FIELDS:
-            table = table.append_column(f"{side}_{field}", responses[field].combine_chunks().take(place))
-        place = pc.index_in(table[f"{side}_rid"], value_set=scores["rid"].combine_chunks(), skip_nulls=True)
-        table = table.append_column(f"{side}_score", scores["score"].combine_chunks().take(place))
+        texts = _picked(inputs, getattr(pairs, side))
+        place = pc.index_in(table["prompt_id"], value_set=flat(texts["prompt_id"]))
+        for field in (*FIELDS, "score"):
+            table = table.append_column(f"{side}_{field}", flat(texts[field]).take(place))
     return table
 
 
-def _responses(inputs: dict[str, Artifact], pick: Pick) -> pa.Table:
+def _picked(inputs: Mapping[str, Artifact], pick: Pick) -> pa.Table:
     """The responses a side is picked from, one a prompt. Imported teacher text has no temperature to choose by."""
-    imported = pick.policy == "teacher" and "imported" in inputs
-    source = inputs["imported" if imported else "responses"]
-    wanted = (
-        (pads.field("policy") == pick.policy) & (pads.field("split") == SPLIT) & (pads.field("sample") == pick.sample)
-    )
-    if not imported:
+    wanted = pads.field("sample") == pick.sample
+    if not is_imported(inputs, pick.policy):
         wanted &= pads.field("temperature") == pick.temperature
-    table = source.dataset().to_table(columns=["prompt_id", *FIELDS], filter=wanted)
+    table = responses(inputs, pick.policy, wanted)
     distinct = pc.count_distinct(table["prompt_id"]).as_py()
     if distinct != table.num_rows:
         raise PladError(
-            f"artifact {source.path}: {table.num_rows} responses of {stats.describe(pick)} for {distinct} prompts; "
-            "a pair needs one response a prompt"
+            f"artifact {source(inputs, pick.policy).path}: {table.num_rows} responses of {stats.describe(pick)} for "
+            f"{distinct} prompts; a pair needs one response a prompt"
         )
     return table
 
 
-def _scores(artifact: Artifact | None) -> pa.Table:
-    if artifact is None:
-        return pa.table({"rid": pa.array([], pa.string()), "score": pa.array([], pa.float64())})
-    return artifact.dataset().to_table(columns=["rid", "score"], filter=pads.field("split") == SPLIT)
+def reorder(joined: pa.Table, share: float, seed: int) -> pa.Table:
+    """``joined`` with ``order`` (pseudo, or reward in a ``share`` of the prompts) and ``swapped``: where the reward orders
+    and is higher for the rejected text, the sides change places.
+
+    Which prompts depends on ``seed`` and the prompt_id alone, and those of a smaller share are among those of a larger
+    one. Raises PladError for a pair of that share without scores.
+    """
+    drawn = [prompt_hash("reward-order", seed, i) / 2**64 < share for i in joined["prompt_id"].to_pylist()]
+    by_reward = pa.array(drawn, pa.bool_())
+    complete = pc.and_(pc.is_valid(joined["chosen_text"]), pc.is_valid(joined["rejected_text"]))
+    scored = pc.and_(pc.is_valid(joined["chosen_score"]), pc.is_valid(joined["rejected_score"]))
+    unscored = joined.filter(pc.and_(pc.and_(flat(complete), by_reward), pc.invert(flat(scored))))
+    if unscored.num_rows:
+        raise PladError(
+            f"pairs.reward_share {share:g}: the pair of prompt {unscored['prompt_id'][0]} has no scores to be ordered by; "
+            "set scorer.name"
+        )
+    higher = pc.fill_null(pc.greater(joined["rejected_score"], joined["chosen_score"]), False)
+    swapped = pc.and_(flat(higher), by_reward)
+    table = joined
+    for field in (*FIELDS, "score"):
+        sides = [flat(joined[f"{side}_{field}"]) for side in SIDES]
+        for side, column in zip(SIDES, (pc.if_else(swapped, *sides[::-1]), pc.if_else(swapped, *sides)), strict=True):
+            table = table.set_column(table.schema.get_field_index(f"{side}_{field}"), f"{side}_{field}", column)
+    order = pc.if_else(by_reward, "reward", "pseudo")
+    return table.append_column("order", order).append_column("swapped", swapped)
 
 
-def drop_reasons(joined: pa.Table, pairs: Pairs) -> pa.Array:
-    """Why each row cannot be a pair (the first reason that holds), null where it can."""
+def drop_reasons(joined: pa.Table, pairs: Pairs, further: Mapping[str, pa.Array] | None = None) -> pa.Array:
+    """Why each row cannot be a pair (the first reason that holds, ``further`` ones last), null where it can."""
     chosen, rejected = (pc.utf8_trim_whitespace(joined[f"{side}_text"]) for side in SIDES)
     cut = pc.and_(pc.equal(joined["chosen_finish_reason"], "length"), pa.scalar(pairs.drop_truncated_chosen))
     checks = {
@@ -94,9 +107,10 @@ def drop_reasons(joined: pa.Table, pairs: Pairs) -> pa.Array:
         "empty_rejected": pc.equal(rejected, ""),
         "truncated_chosen": cut,
         "identical": pc.equal(chosen, rejected),
+        **(further or {}),
     }
     conditions = pa.StructArray.from_arrays(
-        [pc.fill_null(_flat(check), False) for check in checks.values()], names=list(checks)
+        [pc.fill_null(flat(check), False) for check in checks.values()], names=list(checks)
     )
     reason = pc.case_when(conditions, *(pa.scalar(name) for name in checks), pa.scalar(None, pa.string()))
     if pairs.limit is None:
@@ -108,40 +122,17 @@ def drop_reasons(joined: pa.Table, pairs: Pairs) -> pa.Array:
 
 def to_trl(kept: pa.Table, chat: bool) -> pa.Table:
     """TRL's preference columns (see ``records.pair_schema``); with ``chat`` each text is a list of messages."""
-    columns = {
-        "prompt": _prompt_messages(kept) if chat else kept["prompt"],
-        **{side: _assistant(kept[f"{side}_text"]) if chat else kept[f"{side}_text"] for side in SIDES},
+    found = {
+        "prompt": columns.prompts(kept, chat),
+        **{side: columns.answers(kept[f"{side}_text"], chat) for side in SIDES},
         **{f"{side}_score": kept[f"{side}_score"] for side in SIDES},
         "score_gap": pc.subtract(kept["chosen_score"], kept["rejected_score"]),
-        "order": pa.array(["pseudo"] * kept.num_rows, pa.string()),
+        "order": kept["order"],
         "prompt_id": kept["prompt_id"],
         **{f"{side}_{field}": kept[f"{side}_{field}"] for side in SIDES for field in ("rid", "finish_reason")},
     }
     schema = pair_schema(chat)
-    return pa.table([_flat(columns[name]).cast(schema.field(name).type) for name in schema.names], schema=schema)
-
-
-def _prompt_messages(kept: pa.Table) -> pa.Array:
-    """The prompt's messages; a prompt that is plain text is one user message."""
-    messages, texts = kept["messages"].combine_chunks(), kept["prompt"]
-    return pc.if_else(pc.is_null(messages), _message("user", texts), messages)
-
-
-def _assistant(texts: pa.ChunkedArray) -> pa.Array:
-    return _message("assistant", texts)
-
-
-def _message(role: str, texts: pa.ChunkedArray) -> pa.Array:
-    """A list of one message for each text."""
-    content = _flat(texts)
-    items = pa.StructArray.from_arrays(
-        [pa.array([role] * len(content), pa.string()), content], fields=list(MESSAGES.value_type)
-    )
-    return pa.ListArray.from_arrays(pa.array(range(len(content) + 1), pa.int32()), items)
-
-
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.table([flat(found[name]).cast(schema.field(name).type) for name in schema.names], schema=schema)
 
 
 def _nothing_left(pairs: Pairs, rows: int, dropped: dict[str, int]) -> str:

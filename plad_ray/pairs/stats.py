@@ -10,16 +10,16 @@ import pyarrow.compute as pc
 
 from plad_ray.config import Pairs, Pick
 from plad_ray.evaluate.texts import count_words, to_floats
-
-BINS = 20
-BAR = "▁▂▃▄▅▆▇█"
+from plad_ray.pairs import list_stats
+from plad_ray.pairs.histogram import histogram, sparkline
 
 
 def summary(joined: pa.Table, reason: pa.Array, pairs: Pairs) -> dict[str, Any]:
     """JSON summary of the joined rows (see ``build.join``) and their drop reasons.
 
     Lengths and gaps are over the kept pairs, in words. ``chosen_wins`` is over every prompt whose two texts were
-    scored, identical ones included (they tie; a tie counts half), so that dropping them does not flatter the teacher.
+    scored, identical ones included (they tie; a tie counts half), so that dropping them does not flatter the teacher, and
+    before the reward ordered any (column ``swapped``).
     """
     kept = np.asarray(pc.is_null(reason).to_numpy(zero_copy_only=False), dtype=bool)
     words = {side: count_words(joined[f"{side}_text"]) for side in ("chosen", "rejected")}
@@ -39,14 +39,17 @@ def summary(joined: pa.Table, reason: pa.Array, pairs: Pairs) -> dict[str, Any]:
     }
     scores = [to_floats(joined[f"{side}_score"]) for side in ("chosen", "rejected")]
     difference = scores[0] - scores[1]
+    swapped = joined["swapped"].to_numpy() if "swapped" in joined.column_names else np.zeros(len(kept), bool)
     if not np.isnan(difference).all():
-        found |= _score_part(difference, kept)
+        found |= _score_part(difference, kept, swapped)
+    by_reward = np.asarray(pc.equal(joined["order"], "reward").to_numpy(), dtype=bool)
+    found |= {"by_reward": int((by_reward & kept).sum()), "swapped": int((swapped & kept).sum())}
     found["warnings"] = _warnings(found, pairs)
     return found
 
 
-def _score_part(difference: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
-    scored = difference[~np.isnan(difference)]
+def _score_part(difference: np.ndarray, kept: np.ndarray, swapped: np.ndarray) -> dict[str, Any]:
+    scored = np.where(swapped, -difference, difference)[~np.isnan(difference)]
     gap = difference[kept & ~np.isnan(difference)]
     return {
         "score_gap": {"mean": _mean(gap), "histogram": histogram(gap)},
@@ -60,7 +63,7 @@ def _score_part(difference: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
 def _warnings(found: dict[str, Any], pairs: Pairs) -> list[str]:
     warnings = []
     wins = found.get("chosen_wins")
-    if wins is not None and wins < 0.5:
+    if wins is not None and wins < 0.5 and pairs.reward_share < 1:
         who = "teacher" if (pairs.chosen.policy, pairs.rejected.policy) == ("teacher", "student") else "chosen side"
         warnings.append(
             f"the {who} wins only {wins:.1%} of prompts by the scorer: PLaD assumes that the preferred text is better, "
@@ -76,24 +79,13 @@ def _warnings(found: dict[str, Any], pairs: Pairs) -> list[str]:
     return warnings
 
 
-def histogram(values: np.ndarray) -> dict[str, list[float]] | None:
-    """``edges`` (n + 1) and ``counts`` (n) over the range of ``values``; bins of whole numbers have one in their middle
-    (0 among them), so a gap of 0 stands at 0."""
-    if not len(values):
-        return None
-    low, high = float(values.min()), float(values.max())
-    if np.all(values == np.round(values)) and high - low <= 4 * BINS:
-        width = int(np.ceil((high - low + 1) / BINS)) // 2 * 2 + 1
-        first, last = np.round(low / width), np.round(high / width)
-        edges = (np.arange(first, last + 2) - 0.5) * width
-    else:
-        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-    counts, edges = np.histogram(values, edges)
-    return {"edges": [float(e) for e in edges], "counts": [int(c) for c in counts]}
-
-
 def render(found: dict[str, Any]) -> str:
-    """The summary as a few lines of plain text."""
+    """The summary of a table of pairs or lists as a few lines of plain text."""
+    lines = list_stats.lines(found) if found.get("kind") == "lists" else _pair_lines(found)
+    return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in found["warnings"])])
+
+
+def _pair_lines(found: dict[str, Any]) -> list[str]:
     words, gap = found["words"], found["length_gap"]
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(found["dropped"].items())) or "none"
     lines = [
@@ -112,17 +104,20 @@ def render(found: dict[str, Any]) -> str:
             f"  chosen wins {found['chosen_wins']:.1%} of {found['scored']} prompts, "
             f"ties {found['ties']:.1%} (counted half)"
         )
+    if found.get("by_reward"):
+        lines.append(f"  order       {found['by_reward']} pairs by reward, {found['swapped']} of them swapped")
+    if "pool" in found:
+        lines.append(_pool_line(found["pool"]))
     if found.get("wrong_order") is not None:
         lines.append(f"  wrong order {found['wrong_order']:.1%} of the pairs, by the scorer")
-    return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in found["warnings"])])
+    return lines
 
 
-def sparkline(bins: dict[str, list[float]]) -> str:
-    """``-3 ▁▅█▂ 4``: the histogram between its lowest and highest value."""
-    counts, edges = bins["counts"], bins["edges"]
-    top = max(counts)
-    bars = "".join(BAR[round(c / top * (len(BAR) - 1))] if c else " " for c in counts)
-    return f"{edges[0]:.3g} {bars} {edges[-1]:.3g}"
+def _pool_line(pool: dict[str, Any]) -> str:
+    return (
+        f"  accepted    {pool['accepted']} of {pool['texts']} texts; mean score {pool['accepted_score']:.3f} against "
+        f"{pool['score']:.3f} of the pool and {pool['best_score']:.3f} of each prompt's best"
+    )
 
 
 def describe(pick: Pick) -> str:

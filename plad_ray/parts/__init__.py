@@ -1,5 +1,6 @@
 """The stages that pipeline.py joins: what configures each, what is its identity, what it keeps busy."""
 
+from plad_ray.parts.averaging import average
 from plad_ray.parts.data import imported_responses, prompts
 from plad_ray.parts.evaluation import evaluate, report
 from plad_ray.parts.generation import generate_arms, generate_bases, score
@@ -8,6 +9,7 @@ from plad_ray.parts.training import Made, adapters, sft, tables
 __all__ = [
     "Made",
     "adapters",
+    "average",
     "evaluate",
     "generate_arms",
     "generate_bases",

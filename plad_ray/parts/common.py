@@ -26,7 +26,7 @@ def lazy(module: str, function: str = "run") -> Callable[[Job], Outcome]:
 
 def model_identity(model: Model) -> dict[str, Any]:
     """The model's settings, with what it is in place of where it lies."""
-    settings = model.model_dump(mode="json", exclude={"path", "adapter", "revision"})
+    settings = model.model_dump(mode="json", exclude={"path", "adapter", "revision", "api"})
     return {**settings, "content": identity(model)}
 
 

@@ -46,7 +46,7 @@ def report(
 ) -> Stage:
     config = {
         "name": exp.name,
-        "experiment": exp.model_dump(mode="json", exclude={"runtime"}, exclude_defaults=True),
+        "experiment": exp.model_dump(mode="json", exclude={"runtime", "merge"}, exclude_defaults=True),
         "arms": {arm: distill.objective.model_dump(mode="json") for arm, (_, distill) in exp.arms().items()},
         "scorer": exp.scorer.name if exp.scorer else None,
     }

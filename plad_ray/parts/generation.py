@@ -7,7 +7,7 @@ from typing import Any
 
 from plad_ray.artifacts import hash_path
 from plad_ray.config import Experiment, Role, SplitName
-from plad_ray.parts.common import lazy, model_identity, source_hash
+from plad_ray.parts.common import lazy, model_identity, present, source_hash
 from plad_ray.stages import Stage
 
 
@@ -43,14 +43,21 @@ def generate_round(exp: Experiment, name: str, prompts: Stage, student: list[Sta
     return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
 
 
-def score(exp: Experiment, name: str, prompts: Stage, responses: Stage) -> Stage | None:
+def generate_proxy(
+    exp: Experiment, name: str, prompts: Stage, student: list[Stage], limit: int, temperature: float
+) -> Stage:
+    """What a distilled student says to the first ``limit`` distillation prompts; ``student`` as in ``generate_round``."""
+    policies = {"student": _policy(exp.student, "student", [_draw("distill", (temperature,), 1, limit)])}
+    return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
+
+
+def score(exp: Experiment, name: str, prompts: Stage, responses: Stage, imported: Stage | None = None) -> Stage | None:
     if exp.scorer is None:
         return None
     config = {"scorer": exp.scorer.model_dump(mode="json")}
     identity = {"scorer": {**config["scorer"], **_scorer_identity(exp)}}
-    return Stage(
-        name, lazy("plad_ray.reward.run"), config, {"prompts": prompts, "responses": responses}, identity, cpus=1
-    )
+    inputs = present({"prompts": prompts, "responses": responses, "imported": imported})
+    return Stage(name, lazy("plad_ray.reward.run"), config, inputs, identity, 2, cpus=1)
 
 
 def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Stage, inputs: dict[str, Stage]) -> Stage:

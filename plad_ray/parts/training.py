@@ -7,6 +7,7 @@ from typing import Any
 
 from plad_ray import objectives
 from plad_ray.config import Distill, Experiment, Model, Pairs, Role, Sft, overlay
+from plad_ray.errors import PladError
 from plad_ray.objectives import Objective
 from plad_ray.parts import data
 from plad_ray.parts.common import lazy, model_identity, present, source_hash
@@ -39,7 +40,7 @@ def sft(exp: Experiment, name: str, prompts: Stage) -> Stage | None:
 def tables(exp: Experiment, arms: dict[str, tuple[Pairs, Distill]], made: Made, suffix: str = "") -> dict[str, Stage]:
     """What each arm trains on; arms that want the same share it. An arm that reads references only has none of its own."""
     finished = data.imported_pairs(exp, made.prompts)
-    stages: dict[tuple[Pairs, str], Stage] = {}
+    stages: dict[str, Stage] = {}
     found = {}
     for arm, (section, distill) in arms.items():
         kind = {"chosen": "pairs"}.get(_objective(distill).trains_on, _objective(distill).trains_on)
@@ -49,9 +50,9 @@ def tables(exp: Experiment, arms: dict[str, tuple[Pairs, Distill]], made: Made, 
             found[arm] = finished
             continue
         name = (kind if arm == "distilled" else f"{kind}-{arm}") + suffix
-        config = {"pairs": section.model_dump(mode="json"), "chat": exp.student.model.template == "chat"}
+        config = {"pairs": section.read_by(kind), "chat": exp.student.model.template == "chat"}
         stage = Stage(name, lazy(BUILDERS[kind]), {**config, "seed": exp.seed}, made.texts)
-        found[arm] = stages.setdefault((section, kind), stage)
+        found[arm] = stages.setdefault(f"{kind} {config}", stage)
     return found
 
 
@@ -95,7 +96,14 @@ def _frozen(
     found: dict[str, tuple[Model, tuple[Stage, ...]]] = {}
     for key in dict.fromkeys((*objective.logits_of, *objective.logps_of)):
         if key == "teacher":
-            assert exp.teacher is not None
+            if exp.teacher is None:
+                from plad_ray.models.tokens import text_only
+
+                raise PladError(
+                    f"objective {section.objective.name} ({name}) reads the teacher's logits, so it needs a teacher with "
+                    "weights, and the experiment has only text of one: give `teacher`, or use a method that needs no "
+                    f"more than text: {', '.join(text_only())}"
+                )
             found[key] = exp.teacher.model, () if made.teacher is None else (made.teacher,)
         elif key == "reference":
             found[key] = exp.student.model, made.student

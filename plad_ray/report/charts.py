@@ -23,6 +23,7 @@ TRAINING = {
     "Gradient norm": ("grad_norm",),
 }
 COLOURS = 6
+ONLY_REFERENCES = "Every arm trains on the references of the prompts: there are no pairs."
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,14 @@ def _curves(
 
 
 def pairs(page: Page, arm: str) -> list[Chart]:
-    """Histograms of what separates the two texts of a pair."""
+    """Histograms of what separates the two texts of a pair, or the texts of a list."""
     summary, charts = page.pairs[arm], []
     colour = colours(page.metrics).get(arm.partition(",")[0], 2)
     for key, title, unit in (
         ("length_gap", "Length gap (chosen − rejected)", "words"),
         ("score_gap", "Score gap (chosen − rejected)", "score"),
+        ("candidates", "Texts of a list", "texts"),
+        ("score_spread", "Score spread of a list (best − worst)", "score"),
     ):
         found = (summary.get(key) or {}).get("histogram")
         if found:

@@ -31,6 +31,7 @@ def render(page: Page) -> str:
         training=charts.training(page),
         sft=charts.sft(page),
         pair_charts={arm: charts.pairs(page, arm) for arm in page.pairs},
+        only_references=charts.ONLY_REFERENCES,
         colours=charts.colours(page.metrics),
         seconds=sum(step.seconds for step in page.lineage),
         tokens=sum(step.tokens or 0 for step in page.lineage),

@@ -15,7 +15,7 @@ def render(page: Page) -> str:
         [f"- {'**Warning:** ' if s.kind == 'warning' else ''}{escape(s.text)}" for s in page.sentences],
         ["", "## Results", "", _intro(page), "", *_table(page)],
         ["", "## Arms", "", *(f"- **{escape(arm)}**: {escape(text)}" for arm, text in page.objectives.items())],
-        ["", "## Pairs", "", *_pairs(page)],
+        ["", "## Training data", "", *_pairs(page)],
         ["", f"## Samples ({how(page.sample_temperature)})", "", *(_sample(s) for s in page.samples)],
         ["## Settings", "", fenced(page.settings, "yaml")],
         ["", "## Artifacts", "", *_lineage(page)],
@@ -55,10 +55,9 @@ def _table(page: Page) -> list[str]:
 
 
 def _pairs(page: Page) -> list[str]:
-    lines = []
+    lines = [] if page.pairs else [charts.ONLY_REFERENCES, ""]
     for arm, summary in page.pairs.items():
-        if "length_gap" in summary:
-            lines += [f"**{escape(arm)}**", "", fenced(render_pairs(summary)), ""]
+        lines += [f"**{escape(arm)}**", "", fenced(render_pairs(summary)), ""]
     return lines
 
 

@@ -163,7 +163,10 @@ def _cautions(metrics: Mapping[str, Any]) -> list[Sentence]:
 def from_pairs(pairs: Mapping[str, Mapping[str, Any]]) -> list[Sentence]:
     """Warnings of the pair tables, by arm."""
     return [
-        Sentence("warning", f"Pairs of {arm}: {text[0].lower() + text[1:]}.")
+        Sentence(
+            "warning",
+            f"{'Lists' if summary.get('kind') == 'lists' else 'Pairs'} of {arm}: {text[0].lower() + text[1:]}.",
+        )
         for arm, summary in pairs.items()
         for text in summary.get("warnings", [])
     ]
@@ -180,7 +183,8 @@ def from_curves(curves: Mapping[str, Curve]) -> list[Sentence]:
                     "warning",
                     f"In the training of {arm} both log-probabilities fell (chosen {change['chosen']:+.1f}, rejected "
                     f"{change['rejected']:+.1f} nats from the first to the last tenth): the margin grew by making both "
-                    "texts less likely. An SFT term (distill.objective.sft_weight) holds the chosen text up.",
+                    "texts less likely. An SFT term (distill.objective.sft_weight, where the objective has it) holds the "
+                    "chosen text up.",
                 )
             )
     return said
@@ -196,5 +200,5 @@ def fall(curve: Curve, name: str) -> float | None:
 def from_scorer(scorer: str | None) -> list[Sentence]:
     if scorer != "rouge":
         return []
-    text = "The scorer is ROUGE, which gives a reference its best score: win rates against references say nothing here."
+    text = "The scorer is ROUGE, which compares with the reference: none can be beaten, so a lift is in mean score."
     return [Sentence("warning", text)]

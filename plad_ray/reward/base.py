@@ -32,6 +32,11 @@ def check(scorer: Scorer) -> None:
     _kind(scorer).check(scorer)
 
 
+def scores_references(scorer: Scorer) -> bool:
+    """Whether a reference's own score means something beside those of responses."""
+    return getattr(_kind(scorer), "scores_references", True)
+
+
 def _kind(scorer: Scorer) -> Any:
     """The scorer's class."""
     target = FUNCTION if ":" in scorer.name else SCORERS.get(scorer.name)

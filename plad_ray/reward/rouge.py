@@ -8,7 +8,9 @@ from plad_ray.evaluate.rouge import rouge_scorer
 
 
 class RougeScorer:
-    """``scorer.metric`` F1 in [0, 1]. A reference scores 1 against itself, so win rates against it mean nothing."""
+    """``scorer.metric`` F1 in [0, 1]. A reference would score 1 against itself, so none is scored."""
+
+    scores_references = False
 
     def __init__(self, scorer: Scorer, dialogue: bool = False):
         self.metric = scorer.metric

@@ -25,13 +25,14 @@ PART_ROWS = 500_000
 
 
 def run(job: Job) -> Outcome:
-    """Stage: SCORE rows for every response of the inputs beside ``prompts``, and for the references of their splits."""
+    """Stage: SCORE rows for every response of the inputs beside ``prompts``, and for the references of their splits
+    (not by a scorer that compares with those)."""
     scorer = Scorer.model_validate(job.config["scorer"])
     base.check(scorer)
     prompts = job.inputs["prompts"]
     sources = [artifact for key, artifact in sorted(job.inputs.items()) if key != "prompts"]
     splits = _splits(sources)
-    references = _references(prompts, splits)
+    references = _references(prompts, splits) if base.scores_references(scorer) else TEXT.empty_table()
     rows_in = sum(source.dataset().count_rows() for source in sources) + references.num_rows
     texts = ray.data.from_arrow(references).union(*(_read(source, TEXT.names) for source in sources))
     scored = texts.map_batches(

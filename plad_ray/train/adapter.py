@@ -102,9 +102,9 @@ def _untie(model: PreTrainedModel, name: str) -> None:
     model.all_tied_weights_keys.pop(name)
 
 
-def write_note(folder: Path, policy: Policy) -> None:
-    """What the adapter was trained on, so that another base is refused."""
-    note = {"base": policy.base, "revision": policy.revision, "base_hash": policy.base_hash}
+def write_note(folder: Path, policy: Policy, **more: Any) -> None:
+    """What the adapter was trained on, so that another base is refused; and ``more`` to say (JSON values)."""
+    note = {"base": policy.base, "revision": policy.revision, "base_hash": policy.base_hash, **more}
     (folder / NOTE).write_text(json.dumps(note, indent=1, sort_keys=True))
 
 

@@ -2,33 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from plad_ray.errors import PladError
 from plad_ray.models.load import is_seq2seq
 from plad_ray.train import seq2seq
 from plad_ray.train.layout import Batch
+from plad_ray.train.masks import decoder_inputs
 
 
-def response_hidden(model: nn.Module, batch: Batch, head_alone: bool) -> Tensor:
-    """[N, H] what the LM head gets at each predicting position; with ``head_alone`` False the logits [N, V] there."""
+def response_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """[N, H] what the LM head gets at each predicting position."""
     base = causal_model(model)
     if isinstance(batch, seq2seq.Seq2SeqBatch):
-        return seq2seq.response_hidden(base, batch, head_alone)
-    if head_alone:
-        hidden_SLH = base.get_decoder()(
-            input_ids=batch.ids_SL, attention_mask=batch.attention_SL, use_cache=False
-        ).last_hidden_state
-        return hidden_SLH.flatten(0, 1)[batch.source_N]
-    # the architecture does more between decoder and logits (scaling, soft-capping): let it do so
-    logits_SLV = base(input_ids=batch.ids_SL, attention_mask=batch.attention_SL, use_cache=False).logits
-    return logits_SLV.flatten(0, 1)[batch.source_N]
+        hidden_SLH = seq2seq.decoder_hidden(base, batch)
+    else:
+        hidden_SLH = base.get_decoder()(**decoder_inputs(batch, base.config)).last_hidden_state
+    return hidden_SLH.flatten(0, 1)[batch.source_N]
 
 
-def lm_head(model: nn.Module, head_alone: bool) -> nn.Module:
-    """What turns ``response_hidden`` into logits."""
-    return causal_model(model).get_output_embeddings() if head_alone else nn.Identity()
+class Head:
+    """What turns ``response_hidden`` into logits [N, V].
+
+    The LM head alone where that is all there is; else all that the architecture does after its decoder (scaling,
+    soft-capping), by calling the model with a decoder that answers with these states.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.base = causal_model(model)
+        self.alone = head_gives_logits(model)
+        if not self.alone:
+            hidden, logits = _few_tokens(self.base)
+            if not torch.equal(self(hidden[0]), logits[0]):
+                raise PladError(
+                    f"{type(self.base).__name__} has no logits that follow from its decoder's last states, so it "
+                    "cannot be trained"
+                )
+
+    def __call__(self, hidden_NH: Tensor) -> Tensor:
+        if self.alone:
+            return self.base.get_output_embeddings()(seq2seq.head_input(self.base.config, hidden_NH))
+        ids_1N = torch.zeros(1, len(hidden_NH), dtype=torch.long, device=hidden_NH.device)
+        ids: dict[str, Any] = {"input_ids": ids_1N}
+        if is_seq2seq(self.base.config):
+            ids = {"encoder_outputs": (hidden_NH[None],), "decoder_input_ids": ids_1N}
+        with _decoder_answers(self.base.get_decoder(), hidden_NH[None]):
+            return self.base(**ids, use_cache=False).logits[0]
+
+    @property
+    def trained(self) -> bool:
+        """Whether any weight of the LM head gets a gradient."""
+        head = self.base.get_output_embeddings()
+        return head is None or any(weight.requires_grad for weight in head.parameters())
+
+
+@contextmanager
+def _decoder_answers(decoder: nn.Module, hidden_SLH: Tensor) -> Generator[None]:
+    def answer(*_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_SLH)  # type: ignore[arg-type]
+
+    own = vars(decoder).get("forward")  # what somebody else has put there
+    decoder.forward = answer
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -46,13 +93,20 @@ def head_gives_logits(model: nn.Module) -> bool:
     head = base.get_output_embeddings()
     if head is None:
         return False
-    training = model.training
-    model.eval()
+    hidden, logits = _few_tokens(base)
+    return torch.equal(logits, head(seq2seq.head_input(base.config, hidden)))
+
+
+@torch.no_grad()
+def _few_tokens(base: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """The decoder's last states over a few tokens, and the logits there."""
+    training = base.training
+    base.eval()
     ids = torch.arange(1, 6, device=base.device)[None] % base.config.get_text_config().vocab_size
     if is_seq2seq(base.config):
-        same = seq2seq.head_gives_logits(base, ids)
+        hidden, logits = seq2seq.few_tokens(base, ids)
     else:
         logits = base(input_ids=ids, use_cache=False).logits
-        same = torch.equal(logits, head(base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state))
-    model.train(training)
-    return same
+        hidden = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    base.train(training)
+    return hidden, logits

@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch.distributed as dist
 
-from plad_ray.train.collate import Collate
-from plad_ray.train.layout import Row
+from plad_ray.train.layout import Layout, Row
 from plad_ray.train.logprobs import ResponseValues, chunk_count
 from plad_ray.train.world import World
 
@@ -17,7 +16,8 @@ def with_frozen_logps(
     module: ResponseValues,
     rows: list[Row],
     names: tuple[str, ...],
-    collate: Collate,
+    layout: Layout,
+    pad: int,
     vocabulary: int,
     micro_batch: int,
     world: World,
@@ -25,13 +25,13 @@ def with_frozen_logps(
     """``rows`` with ``<name>_logp`` of each frozen model among their known values; each worker computes its share."""
     if not names:
         return rows
-    mine = sorted(range(world.rank, len(rows), world.workers), key=lambda i: -rows[i].tokens)
+    mine = sorted(range(world.rank, len(rows), world.workers), key=lambda i: -layout.length(rows[i]))
     found: dict[int, dict[str, tuple[np.ndarray, ...]]] = {}
     for start in range(0, len(mine), micro_batch):
         picked = mine[start : start + micro_batch]
         batch = [rows[i] for i in picked]
         chunks = chunk_count(sum(row.positions for row in batch), vocabulary)
-        tensors = collate(batch, chunks).to(world.device)
+        tensors = layout.collate(batch, pad, chunks).to(world.device)
         for name in names:
             logps_BKT = module.frozen_logps(name, tensors).float().cpu().numpy()
             for index, row, logps_KT in zip(picked, batch, logps_BKT, strict=True):

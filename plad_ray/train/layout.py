@@ -1,11 +1,12 @@
-"""From rows to padded tensors. Today by concatenation: each prompt + candidate is one sequence.
+"""From rows to padded tensors, and the layout that is always right: each prompt + candidate is one sequence.
 
-Shape suffixes: S sequences (B·K), L longest sequence, N response tokens of the batch, and B, K, T as in objectives.
+Shape suffixes: S sequences, L the longest of them, N response tokens of the batch, and B, K, T as in objectives.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ class Row:
         return len(self.prompt) + max((len(c) for c in self.candidates), default=0)
 
     @property
+    def shared_tokens(self) -> int:
+        """Length of the row with its prompt laid down once."""
+        return len(self.prompt) + self.positions
+
+    @property
     def positions(self) -> int:
         """Response tokens, all candidates together: what the LM head computes."""
         return sum(len(c) for c in self.candidates)
@@ -47,6 +53,15 @@ def filler(like: Row) -> Row:
     candidates = tuple(np.zeros(1, np.int32) for _ in like.candidates)
     known = {name: tuple(np.zeros(1, np.float32) for _ in arrays) for name, arrays in like.known.items()}
     return Row(np.zeros(1, np.int32), candidates, (0.0,) * len(candidates), real=False, known=known)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What each token of a prefix-shared sequence is, [S, L] each; masks are made of it (train/masks.py)."""
+
+    position_SL: Tensor  # restarts at the prompt's end for every candidate
+    row_SL: Tensor  # which of the rows that share the sequence; padding tokens are rows of their own
+    candidate_SL: Tensor  # 0 in the prompt, 1 + k in candidate k
 
 
 @dataclass(frozen=True)
@@ -64,50 +79,90 @@ class Batch:
     tokens: int  # real tokens of real rows, prompts counted once a candidate
     chunks: int = 1  # pieces the response positions are computed in; equal on all workers
     known: Values = field(default_factory=dict)  # [B, K, T] by name, see Row; 0 where a row has none
+    segments: Segments | None = None  # None: a sequence holds one candidate, and a causal mask is enough
 
     def to(self, device: torch.device) -> Batch:
-        if device.type == "cpu":
-            return self
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {
-            name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)
-        }
-        moved["known"] = {name: v.to(device, non_blocking=True) for name, v in self.known.items()}
-        return replace(self, **moved)
+        return self if device.type == "cpu" else _moved(self, device)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows become a batch; chosen once a run. Objectives never see it."""
+
+    name: str
+    collate: Callable[[list[Row], int, int], Batch]  # (rows, pad, chunks)
+    length: Callable[[Row], int]  # tokens a row takes: rows of like length meet in a micro-batch
+
+
+def _moved(holder: Any, device: torch.device) -> Any:
+    """``holder`` with every tensor in it on ``device``."""
+    if isinstance(holder, Tensor):
+        return holder.to(device, non_blocking=True)
+    if isinstance(holder, dict):
+        return {name: _moved(value, device) for name, value in holder.items()}
+    if is_dataclass(holder) and not isinstance(holder, type):
+        return replace(holder, **{f.name: _moved(getattr(holder, f.name), device) for f in fields(holder)})
+    return holder
 
 
 def concatenate(rows: list[Row], pad: int, chunks: int = 1) -> Batch:
     """Right-padded sequences, one a candidate; every mask comes from lengths, ``pad`` is never looked at."""
-    B, K = len(rows), max(len(row.candidates) for row in rows)
-    T = max(1, *(len(c) for row in rows for c in row.candidates))
     owners = [(b, k) for b, row in enumerate(rows) for k in range(len(row.candidates))]
     sequences = [np.concatenate([rows[b].prompt, rows[b].candidates[k]]) for b, k in owners]
-    cell_S = np.array([b * K + k for b, k in owners])  # place of each sequence in B·K
-    prompt_S = np.array([len(rows[b].prompt) for b, _ in owners])
-    real_S = np.array([rows[b].real for b, _ in owners])
     length_S = np.array([len(s) for s in sequences])
-    response_S = length_S - prompt_S
     S, L = len(owners), int(length_S.max())
     ids_SL = np.full((S, L), pad, np.int64)
     for s, sequence in enumerate(sequences):
         ids_SL[s, : len(sequence)] = sequence
-    owner_N = np.repeat(np.arange(S), response_S)
-    t_N = np.arange(len(owner_N)) - np.repeat(np.cumsum(response_S) - response_S, response_S)
-    source_N = owner_N * L + prompt_S[owner_N] - 1 + t_N
-    place_N = cell_S[owner_N] * T + t_N
+    places = [
+        Place(b, k, s * L + len(rows[b].prompt) - 1, s * L + len(rows[b].prompt)) for s, (b, k) in enumerate(owners)
+    ]
+    attention_SL = (np.arange(L)[None] < length_S[:, None]).astype(np.int64)
+    return assemble(rows, ids_SL, attention_SL, places, chunks)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a candidate lies in a batch, in flat positions of S·L."""
+
+    b: int
+    k: int
+    prompt_end: int  # the prompt's last token, which predicts the candidate's first
+    start: int  # the candidate's first token
+
+
+def assemble(
+    rows: list[Row],
+    ids_SL: np.ndarray,
+    attention_SL: np.ndarray,
+    places: list[Place],
+    chunks: int,
+    segments: Segments | None = None,
+) -> Batch:
+    """The batch whose sequences are ``ids_SL``, with every candidate at its place."""
+    B, K = len(rows), max(len(row.candidates) for row in rows)
+    T = max(1, *(len(c) for row in rows for c in row.candidates))
+    lengths = np.array([len(rows[p.b].candidates[p.k]) for p in places])
+    owner_N = np.repeat(np.arange(len(places)), lengths)
+    t_N = np.arange(len(owner_N)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    target_N = np.array([p.start for p in places])[owner_N] + t_N
+    source_N = np.where(t_N == 0, np.array([p.prompt_end for p in places])[owner_N], target_N - 1)
+    place_N = np.array([p.b * K + p.k for p in places])[owner_N] * T + t_N
+    real_N = np.array([rows[p.b].real for p in places])[owner_N]
     mask = np.zeros(B * K * T, bool)
-    mask[place_N[real_S[owner_N]]] = True
+    mask[place_N[real_N]] = True
     return Batch(
         ids_SL=torch.from_numpy(ids_SL),
-        attention_SL=torch.from_numpy((np.arange(L)[None] < length_S[:, None]).astype(np.int64)),
+        attention_SL=torch.from_numpy(attention_SL),
         source_N=torch.from_numpy(source_N),
-        target_N=torch.from_numpy(ids_SL.reshape(-1)[source_N + 1]),
+        target_N=torch.from_numpy(ids_SL.reshape(-1)[target_N]),
         place_N=torch.from_numpy(place_N),
         mask_BKT=torch.from_numpy(mask.reshape(B, K, T)),
         scores_BK=torch.tensor([[*row.scores, *[0.0] * (K - len(row.scores))] for row in rows], dtype=torch.float32),
-        tokens=int(length_S[real_S].sum()),
+        tokens=sum(len(row.prompt) + len(c) for row in rows if row.real for c in row.candidates),
         chunks=chunks,
         known=known_values(rows, K, T),
+        segments=segments,
     )
 
 
@@ -120,3 +175,6 @@ def known_values(rows: list[Row], K: int, T: int) -> Values:
             for k, array in enumerate(arrays):
                 target[b, k, : len(array)] = torch.from_numpy(array)
     return values
+
+
+CONCATENATED = Layout("concatenated", concatenate, lambda row: row.tokens)

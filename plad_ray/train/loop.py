@@ -17,8 +17,7 @@ from plad_ray.config import Training
 from plad_ray.errors import PladError
 from plad_ray.objectives import Objective
 from plad_ray.train import deepspeed as ds
-from plad_ray.train.collate import Collate
-from plad_ray.train.layout import Batch, Row, filler
+from plad_ray.train.layout import Batch, Layout, Row, filler
 from plad_ray.train.logprobs import chunk_count
 from plad_ray.train.rollouts import Rollouts
 from plad_ray.train.sampler import Plan, deal, stateless_seed
@@ -41,13 +40,14 @@ class Run:
     rank: int
     workers: int
     vocabulary: int
-    collate: Collate
+    pad: int
+    layout: Layout
     rollouts: Rollouts | None = None
     start: int = 0
     lines: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.lengths = np.array([row.tokens for row in self.rows])
+        self.lengths = np.array([self.layout.length(row) for row in self.rows])
 
     def resume(self, step: int, lines: list[dict[str, float]]) -> None:
         """Go on after ``step`` steps, whose metric lines are ``lines``."""
@@ -127,7 +127,7 @@ def batches_of(run: Run, step: int) -> list[Batch]:
             rows = [run.rows[i] for i in dealt[run.rank]] or [filler(run.rows[0])]
         else:
             rows = [rollouts.row(step, i, run.rows[i]) for i in dealt[run.rank]] or [rollouts.filler(run.rows[0])]
-        batch = run.collate(rows, chunk_count(positions, run.vocabulary))
+        batch = run.layout.collate(rows, run.pad, chunk_count(positions, run.vocabulary))
         batches.append(batch.to(run.engine.device))
     return batches
 
@@ -164,7 +164,9 @@ def global_counts(run: Run, batches: list[Batch]) -> dict[str, Tensor]:
 
 def dry_step(run: Run) -> None:
     """A step of zero gradient, which makes the optimizer create its state."""
-    batch = run.collate([filler(run.rows[0])], 1).to(run.engine.device)
+    row = run.rows[0]
+    nobody = filler(row) if run.rollouts is None or row.candidates else run.rollouts.filler(row)
+    batch = run.layout.collate([nobody], run.pad, 1).to(run.engine.device)
     values = run.engine(batch)
     nothing = torch.stack([value.sum() for value in values.values()]).sum() * 0.0
     ds.backward(run.engine, nothing, last=True, workers=run.workers)

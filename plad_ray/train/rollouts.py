@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -43,12 +42,8 @@ class Rollouts:
         """Sample for every (step, row index, row) of ``asked``, a batch a list; an empty batch keeps other workers
         company."""
         self.drawn.clear()
-        with ExitStack() as stack:
-            student = self.module.model
-            mixture = None
-            if self.settings.teacher_mix > 0:
-                mixture = Mixture(self.module.frozen.own["teacher"], self.settings.teacher_mix)
-            stack.enter_context(speaking(student))
+        student = self.module.model
+        with speaking(student):
             for batch in asked:
                 prompts = [row.prompt.tolist() for _, _, row in batch] or [[0]]
                 found = sample(
@@ -58,11 +53,20 @@ class Rollouts:
                     [stateless_seed(self.seed, step, index) for step, index, _ in batch] or [0],
                     self.max_tokens,
                     self.eos,
-                    mixture=mixture,
+                    mixture=self._mixture(),
                     in_step=self.in_step,
+                    vocabulary=self.module.shared_vocabulary,
                 )
                 for (step, index, _), drawn in zip(batch, found, strict=False):
                     self.drawn[step, index] = drawn
+
+    def _mixture(self) -> Mixture | None:
+        if self.settings.teacher_mix == 0:
+            return None
+        frozen, student = self.module.frozen, self.module.model
+        return Mixture(
+            frozen.own.get("teacher", student), self.settings.teacher_mix, lambda: frozen.view("teacher", student)
+        )
 
     def row(self, step: int, index: int, row: Row) -> Row:
         """``row`` with its fresh sample as the last candidate (or the only one)."""

@@ -17,8 +17,11 @@ from plad_ray.records import response_text
 from plad_ray.train.layout import Row
 
 
-def reference_table(prompts: pa.Table, split: SplitName, limit: int | None) -> tuple[pa.Table, dict[str, int]]:
-    """Rows of ``split`` that have a reference, at most ``limit`` (a prefix), and the rest counted by reason."""
+def reference_table(
+    prompts: pa.Table, split: SplitName, limit: int | None, needed: bool = True
+) -> tuple[pa.Table, dict[str, int]]:
+    """Rows of ``split`` that have a reference (all of them when it is not ``needed``), at most ``limit`` (a prefix), and
+    the rest counted by reason."""
     splits, references = prompts.column("split").to_pylist(), prompts.column("reference").to_pylist()
     keep: list[int] = []
     dropped = Counter[str]()
@@ -27,7 +30,7 @@ def reference_table(prompts: pa.Table, split: SplitName, limit: int | None) -> t
             "other_split"
             if found != split
             else "no_reference"
-            if not reference
+            if needed and not reference
             else "over_limit"
             if limit is not None and len(keep) >= limit
             else None
@@ -38,7 +41,9 @@ def reference_table(prompts: pa.Table, split: SplitName, limit: int | None) -> t
             dropped[reason] += 1
     if not keep:
         raise PladError(
-            f"no prompt of split {split} has a reference, so there is nothing to tune on (rows: {dict(dropped)})"
+            f"no prompt of split {split} has a reference, so there is nothing to train on (rows: {dict(dropped)})"
+            if needed
+            else f"no prompt is of split {split}, so there is nothing to train on (rows: {dict(dropped)})"
         )
     return prompts.take(keep), dict(dropped)
 
@@ -59,20 +64,21 @@ def rows_of(
     if objective.trains_on == "references":
         return reference_rows(table, tokenizer, model, seq2seq)
     if objective.trains_on == "lists":
-        return list_rows(table, tokenizer, model, seq2seq)
+        return list_rows(table, tokenizer, model, objective, seq2seq)
     return pair_rows(table, tokenizer, model, objective, seq2seq)
 
 
 def reference_rows(
     table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, seq2seq: bool = False
 ) -> list[Row]:
-    """Prompt and reference, EOS appended: a reference is a finished text."""
+    """Prompt and reference (where there is one), EOS appended: a reference is a finished text."""
     eos = eos_ids(tokenizer, model)[0]
     rows = []
     for record in table.to_pylist():
         prompt = encode_prompt(tokenizer, record, model, seq2seq)
-        response = encode_response(tokenizer, record["reference"], eos, seq2seq)
-        rows.append(_row(prompt, [response], [0.0], model, seq2seq))
+        texts = [record["reference"]] if record["reference"] else []
+        responses = [encode_response(tokenizer, text, eos, seq2seq) for text in texts]
+        rows.append(_row(prompt, responses, [0.0] * len(texts), model, seq2seq))
     return rows
 
 
@@ -92,11 +98,14 @@ def pair_rows(
         candidates = [
             encode_response(tokenizer, t, eos if e else None, seq2seq) for t, e in zip(texts, ended, strict=True)
         ]
-        rows.append(_row(prompt, candidates, _scores(record, sides, objective), model, seq2seq))
+        scores = [record[f"{side}_score"] for side in sides]
+        rows.append(_row(prompt, candidates, _checked(scores, record, objective), model, seq2seq))
     return rows
 
 
-def list_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, seq2seq: bool = False) -> list[Row]:
+def list_rows(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model, objective: Objective, seq2seq: bool = False
+) -> list[Row]:
     """Prompt and every candidate with its score (``records.list_schema``); truncated text gets no EOS."""
     eos = eos_ids(tokenizer, model)[0]
     rows = []
@@ -107,8 +116,19 @@ def list_rows(table: pa.Table, tokenizer: PreTrainedTokenizerBase, model: Model,
         candidates = [
             encode_response(tokenizer, t, eos if e else None, seq2seq) for t, e in zip(texts, ended, strict=True)
         ]
-        rows.append(_row(prompt, candidates, record["scores"], model, seq2seq))
+        rows.append(_row(prompt, candidates, _checked(record["scores"], record, objective), model, seq2seq))
     return rows
+
+
+def check_room(rows: list[Row], max_new_tokens: int, model: Model) -> None:
+    """PladError when a fresh sample may not fit behind a prompt within ``model.max_length``."""
+    longest = max(len(row.prompt) for row in rows)
+    if longest + max_new_tokens > model.max_length:
+        raise PladError(
+            f"a prompt of {longest} tokens and a fresh sample of generate.max_tokens {max_new_tokens} exceed "
+            f"student.model.max_length {model.max_length}: raise it, or set student.model.max_prompt_tokens to at most "
+            f"{model.max_length - max_new_tokens} to cut prompts on the left"
+        )
 
 
 def _prompt(record: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -120,10 +140,12 @@ def _prompt(record: dict[str, Any], model: Model) -> dict[str, Any]:
     return {"prompt": "", "messages": prompt, "prompt_id": record["prompt_id"]}
 
 
-def _scores(record: dict[str, Any], sides: tuple[str, ...], objective: Objective) -> list[float]:
-    scores = [record[f"{side}_score"] for side in sides]
+def _checked(scores: list[float | None], record: dict[str, Any], objective: Objective) -> list[float]:
+    """``scores``, 0 for those that are not there; raises PladError when the objective needs them."""
     if objective.needs_scores and None in scores:
-        raise PladError(f"pair {record['prompt_id']} has no score, and the objective needs one: set scorer.name")
+        raise PladError(
+            f"the texts of prompt {record['prompt_id']} have no score, and the objective needs one: set scorer.name"
+        )
     return [0.0 if score is None else float(score) for score in scores]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from plad_ray.errors import PladError
 from plad_ray.stages import Job, Outcome
+
+logger = logging.getLogger(__name__)
 
 
 def run(job: Job) -> Outcome:
@@ -21,4 +25,6 @@ def run(job: Job) -> Outcome:
     if model.load_in_4bit and not job.runtime.train.gpus_per_worker:
         raise PladError("model.load_in_4bit needs GPUs: set runtime.train.gpus_per_worker, or leave 4-bit off")
     result = launch(job)
+    if result["note"]:
+        logger.warning("%s: %s", job.stage, result["note"])
     return Outcome(result["rows_in"], result["rows_out"], result["dropped"], result["metrics"])

@@ -14,9 +14,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from plad_ray.train.layout import Batch, Row, concatenate
+from plad_ray.models.sampling import decoder_start
+from plad_ray.train.layout import Batch, Layout, Row, concatenate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,16 @@ def encode_decode(rows: list[Row], start: int, pad: int, chunks: int = 1) -> Seq
     )
 
 
+def seq2seq_layout(config: PretrainedConfig) -> Layout:
+    """The one layout of encoder-decoders. Raises PladError for a config without a decoder start token."""
+    start = decoder_start(config)
+    return Layout("encoder-decoder", lambda rows, pad, chunks: encode_decode(rows, start, pad, chunks), _length)
+
+
+def _length(row: Row) -> int:
+    return row.tokens
+
+
 def _padded(sequences: list[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
     """Ids and attention mask of right-padded ``sequences``."""
     lengths = np.array([len(sequence) for sequence in sequences])
@@ -56,45 +67,36 @@ def _padded(sequences: list[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(attention)
 
 
-def response_hidden(model: PreTrainedModel, batch: Seq2SeqBatch, head_alone: bool) -> Tensor:
-    """[N, H] what the LM head gets at each predicting position; with ``head_alone`` False the logits [N, V] there."""
+def decoder_hidden(model: PreTrainedModel, batch: Seq2SeqBatch) -> Tensor:
+    """[S, L, H] last states of the decoder; each prompt is encoded once."""
     encoded_BPH = model.get_encoder()(
         input_ids=batch.encoder_ids_BP, attention_mask=batch.encoder_attention_BP
     ).last_hidden_state
-    encoded_SPH = encoded_BPH[batch.owner_S]
     attention_SP = batch.encoder_attention_BP[batch.owner_S]
-    if head_alone:
-        hidden_SLH = _head_input(model, batch.ids_SL, batch.attention_SL, encoded_SPH, attention_SP)
-        return hidden_SLH.flatten(0, 1)[batch.source_N]
-    logits_SLV = model(
-        encoder_outputs=(encoded_SPH,),
-        attention_mask=attention_SP,
-        decoder_input_ids=batch.ids_SL,
-        decoder_attention_mask=batch.attention_SL,
-        use_cache=False,
-    ).logits
-    return logits_SLV.flatten(0, 1)[batch.source_N]
+    return _decode(model, batch.ids_SL, batch.attention_SL, encoded_BPH[batch.owner_S], attention_SP)
 
 
-def head_gives_logits(model: PreTrainedModel, ids_1T: Tensor) -> bool:
-    """Whether the LM head makes exactly the model's logits out of what ``_head_input`` gives it; tried on ``ids_1T``."""
+def few_tokens(model: PreTrainedModel, ids_1T: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's last states over ``ids_1T`` (which are the prompt, too), and the model's logits there."""
     logits = model(input_ids=ids_1T, decoder_input_ids=ids_1T, use_cache=False).logits
     everything_1T = torch.ones_like(ids_1T)
     encoded = model.get_encoder()(input_ids=ids_1T, attention_mask=everything_1T).last_hidden_state
-    hidden = _head_input(model, ids_1T, everything_1T, encoded, everything_1T)
-    return torch.equal(logits, model.get_output_embeddings()(hidden))
+    return _decode(model, ids_1T, everything_1T, encoded, everything_1T), logits
 
 
-def _head_input(
+def head_input(config: PretrainedConfig, hidden: Tensor) -> Tensor:
+    """``hidden`` scaled where the family does so before its head (T5 with tied embeddings)."""
+    scaled = getattr(config, "scale_decoder_outputs", False)
+    return hidden * config.hidden_size**-0.5 if scaled else hidden
+
+
+def _decode(
     model: PreTrainedModel, ids_SL: Tensor, attention_SL: Tensor, encoded_SPH: Tensor, attention_SP: Tensor
 ) -> Tensor:
-    """[S, L, H] of the decoder, scaled where the family does so before its head (T5 with tied embeddings)."""
-    hidden_SLH = model.get_decoder()(
+    return model.get_decoder()(
         input_ids=ids_SL,
         attention_mask=attention_SL,
         encoder_hidden_states=encoded_SPH,
         encoder_attention_mask=attention_SP,
         use_cache=False,
     ).last_hidden_state
-    scaled = getattr(model.config, "scale_decoder_outputs", False)
-    return hidden_SLH * model.config.hidden_size**-0.5 if scaled else hidden_SLH

@@ -27,16 +27,16 @@ from plad_ray.objectives import Objective, build
 from plad_ray.stages import Job
 from plad_ray.train import checkpoint, deepspeed
 from plad_ray.train.adapter import save_adapter, save_model, with_lora
-from plad_ray.train.collate import collate_for
 from plad_ray.train.forward import causal_model
 from plad_ray.train.frozen import FrozenModels, load_frozen
 from plad_ray.train.known import with_frozen_logps
-from plad_ray.train.layout import Row
+from plad_ray.train.layout import Layout, Row
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.loop import Run, dry_step, train
 from plad_ray.train.rollouts import Rollouts
-from plad_ray.train.rows import first_rows, reference_table, rows_of
+from plad_ray.train.rows import check_room, first_rows, reference_table, rows_of
 from plad_ray.train.sampler import Plan
+from plad_ray.train.sharing import choose_layout
 from plad_ray.train.world import World
 
 
@@ -50,12 +50,15 @@ class Parts:
     rows: list[Row]
     objective: Objective
     frozen: FrozenModels
+    layout: Layout
+    note: str | None  # why ``auto`` had to take another layout than the shared one
     rows_in: int
     dropped: dict[str, int]
 
 
 def work(job: Job, world: World) -> dict[str, Any]:
-    """Train and, on rank 0, write files/. Returns {rows_in, rows_out, dropped, metrics}, or {error} for the user.
+    """Train and, on rank 0, write files/. Returns {rows_in, rows_out, dropped, metrics, note}, or {error},
+    both texts for the user.
 
     Errors of input are agreed on by all workers first, so none waits for another that has stopped.
     """
@@ -93,7 +96,9 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
     references = objective.trains_on == "references"
     table = job.inputs["prompts" if references else "pairs"].table()
     kept, dropped = (
-        reference_table(table, "train" if isinstance(training, Sft) else "distill", training.limit)
+        reference_table(
+            table, "train" if isinstance(training, Sft) else "distill", training.limit, objective.reads_texts
+        )
         if references
         else first_rows(table, training.limit)
     )
@@ -111,8 +116,11 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
         causal_model(network).gradient_checkpointing_enable({"use_reentrant": False})
     seq2seq = is_seq2seq(causal_model(network).config)
     frozen = load_frozen(network, policy, _frozen_policies(job, tokenizer, objective, seq2seq))
+    layout, note = choose_layout(job.runtime.train.layout, network, frozen.own)
     rows = rows_of(kept, tokenizer, model, objective, seq2seq)
-    return Parts(network, tokenizer, policy, rows, objective, frozen, table.num_rows, dropped)
+    if objective.rollout is not None and not seq2seq:
+        check_room(rows, job.config["max_new_tokens"], model)
+    return Parts(network, tokenizer, policy, rows, objective, frozen, layout, note, table.num_rows, dropped)
 
 
 def _frozen_policies(
@@ -164,7 +172,8 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
         "rows_in": parts.rows_in,
         "rows_out": len(parts.rows),
         "dropped": parts.dropped,
-        "metrics": _summary(run, training),
+        "metrics": _summary(run, training) | {"layout": run.layout.name},
+        "note": parts.note,
     }
 
 
@@ -173,11 +182,10 @@ def _start(job: Job, world: World, model: Model, training: Training, parts: Part
     runtime = job.runtime.train
     module = ResponseValues(parts.model, parts.objective, parts.frozen).to(world.device)
     module.train()
-    config = causal_model(parts.model).config
-    vocabulary = config.get_text_config().vocab_size
-    collate = collate_for(config, pad_id(parts.tokenizer))
+    vocabulary = causal_model(parts.model).config.get_text_config().vocab_size
+    pad = pad_id(parts.tokenizer)
     rows = with_frozen_logps(
-        module, parts.rows, parts.objective.logps_of, collate, vocabulary, runtime.micro_batch, world
+        module, parts.rows, parts.objective.logps_of, parts.layout, pad, vocabulary, runtime.micro_batch, world
     )
     snapshot = checkpoint.load(world.resume) if world.resume is not None else None
     if snapshot is not None:
@@ -195,7 +203,8 @@ def _start(job: Job, world: World, model: Model, training: Training, parts: Part
         rank=world.rank,
         workers=world.workers,
         vocabulary=vocabulary,
-        collate=collate,
+        pad=pad,
+        layout=parts.layout,
         rollouts=_rollouts(job, world, model, parts, module),
     )
     if snapshot is not None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from plad_ray import records
 from plad_ray.artifacts import Artifact, Store
-from plad_ray.config import Generate, Model, Runtime
+from plad_ray.config import Api, Generate, Model, Runtime
 from plad_ray.stages import Job
 
 MAX_LENGTH = 48
@@ -95,3 +95,9 @@ def adapter_artifact(
     artifact = Artifact(store, name)
     model.save_pretrained(artifact.store.path(artifact.file("files")))
     return artifact
+
+
+def api_policy(url: str, draws: list | None = None, **settings: Any) -> dict:
+    """A teacher behind an API."""
+    section = Model(api=Api(base_url=url, name="m", **settings))
+    return {"model": section.model_dump(mode="json"), "engine": "openai", "role": "teacher", "draws": draws or [draw()]}

@@ -94,6 +94,15 @@ def test_files_are_streamed_in_blocks(store, monkeypatch):
     assert [set(b.column("verify").to_pylist()) for b in blocks] == [{False}, {True}, {False}, {False}]
 
 
+def test_token_prompts_travel_without_columns_of_text(store):
+    out = Artifact(store, "out")
+    row = {"rid": "a", "policy": "p", "prompt_id": "x", "split": "s", "verify": False}
+    requests.write([{**row, "prompt_token_ids": [1]}, {**row, "prompt_text": "t"}], out, "work", rows_per_block=1)
+    ids, text = (tasks.read_requests(pa.table({"id": [i]}), out, "work") for i in (0, 1))
+    assert not {"prompt_text", "prompt_messages"} & set(ids.column_names)
+    assert text.column("prompt_text").to_pylist() == ["t"]
+
+
 def test_verification_marks_the_first_of_each_policy():
     rows = [{"policy": p, "verify": False} for p in "abab" * 3]
     marked = list(requests.mark_verified(rows, ["b"], 2))

@@ -4,29 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from objective_values import batch, total
 
 from plad_ray.errors import PladError
 from plad_ray.objectives import OBJECTIVES, build
-
-
-def batch(*pairs: tuple[list[float], list[float]]):
-    """values_BKT and mask_BKT from (chosen token values, rejected token values) of each row."""
-    length = max(len(side) for pair in pairs for side in pair)
-    values = torch.zeros(len(pairs), 2, length)
-    mask = torch.zeros(len(pairs), 2, length, dtype=torch.bool)
-    for b, pair in enumerate(pairs):
-        for k, side in enumerate(pair):
-            values[b, k, : len(side)] = torch.tensor(side)
-            mask[b, k, : len(side)] = True
-    return values.requires_grad_(), mask
-
-
-def total(objective, values, mask, scores=None):
-    scores = torch.zeros(values.shape[:2]) if scores is None else torch.tensor(scores)
-    terms = objective.loss({"logp": values}, mask, scores)
-    counts = objective.counts(mask)
-    assert set(terms.sums) == set(counts)
-    return sum(terms.sums[name] / counts[name] for name in counts), terms
 
 
 def test_rank_inside_the_margin():

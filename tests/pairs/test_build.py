@@ -10,7 +10,7 @@ from plad_ray.errors import PladError
 from plad_ray.pairs import build, stats
 from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
-PLAIN = {"pairs": Pairs().model_dump(mode="json"), "chat": False}
+PLAIN = {"pairs": Pairs().model_dump(mode="json"), "chat": False, "seed": 0}
 
 
 def config(**changes):
@@ -180,3 +180,68 @@ def test_histogram_counts_everything_once() -> None:
     assert set(wide["counts"][1:-1]) == {3} and -1.5 in wide["edges"] and sum(wide["counts"]) == 53
     assert sum(stats.histogram(np.array([0.5]))["counts"]) == 1
     assert stats.histogram(np.array([])) is None
+
+
+def test_the_reward_orders_a_nested_share_of_the_pairs(tmp_path) -> None:
+    """Which prompts are ordered grows with the share and never changes back; the worse text of such a pair is rejected."""
+    ids = [f"p{i}" for i in range(200)]
+    scores = {
+        f"{who}:{p}:0.7:0": float(i % 3 == k) for i, p in enumerate(ids) for k, who in enumerate(("student", "teacher"))
+    }
+    inputs = texts(tmp_path, {p: (f"good {p}", f"bad {p}") for p in ids}, scores=scores)
+    ordered = {}
+    for share in (0.0, 0.25, 0.5, 1.0):
+        run = job(tmp_path, f"pairs-{share}", config(reward_share=share), inputs)
+        metrics = build.run(run).metrics
+        rows = run.out.table().to_pylist()
+        ordered[share] = {r["prompt_id"] for r in rows if r["order"] == "reward"}
+        assert metrics["by_reward"] == len(ordered[share]) and {r["order"] for r in rows} <= {"pseudo", "reward"}
+        assert metrics["chosen_wins"] == pytest.approx((67 + 0.5 * 66) / 200), "said of the teacher, before any swap"
+        swapped = 0
+        for i, row in enumerate(rows):
+            wrong = i % 3 == 0  # the student's text has the higher score
+            swap = wrong and row["prompt_id"] in ordered[share]
+            swapped += swap
+            assert row["chosen"] == f"{'bad' if swap else 'good'} {row['prompt_id']}"
+            assert row["chosen_rid"] == f"{'student' if swap else 'teacher'}:{row['prompt_id']}:0.7:0"
+            assert row["score_gap"] == (1.0 if swap else -1.0 if wrong else float(i % 3 == 1))
+        assert metrics["swapped"] == swapped
+    assert ordered[0.0] == set() and ordered[1.0] == set(ids)
+    assert ordered[0.25] < ordered[0.5] and 30 < len(ordered[0.25]) < 70 < len(ordered[0.5]) < 130
+    other = build.reorder(build.join(inputs, Pairs()), 0.5, seed=1)
+    drawn = {r["prompt_id"] for r in other.to_pylist() if r["order"] == "reward"}
+    assert drawn != ordered[0.5], "another seed draws other prompts"
+
+
+def test_a_text_that_becomes_chosen_must_be_whole(tmp_path) -> None:
+    cut = response("student", "a", "better but cut", finish_reason="length")
+    rows = [response("teacher", "a", "fine"), cut, response("teacher", "b", "x"), response("student", "b", "y")]
+    inputs = {"prompts": prompts_artifact(tmp_path, [prompt("a"), prompt("b")])}
+    inputs["responses"] = responses_artifact(tmp_path, rows)
+    values = zip(rows, (0.1, 0.9, 0.2, 0.2), strict=True)
+    inputs["scores"] = scores_artifact(tmp_path, [score(row, value) for row, value in values])
+    outcome = build.run(job(tmp_path, "pairs", config(reward_share=1.0), inputs))
+    assert outcome.dropped == {"truncated_chosen": 1} and outcome.rows_out == 1
+    assert build.run(job(tmp_path, "pairs", PLAIN, inputs)).dropped == {}
+
+
+def test_reward_order_without_scores_is_refused(tmp_path) -> None:
+    inputs = texts(tmp_path, {"a": ("x", "y")})
+    with pytest.raises(PladError, match=r"reward_share 1: the pair of prompt a has no scores.*scorer\.name"):
+        build.run(job(tmp_path, "pairs", config(reward_share=1.0), inputs))
+
+
+def test_a_later_round_takes_the_students_newer_texts_and_their_scores(tmp_path) -> None:
+    old = [response("teacher", "a", "good"), response("student", "a", "old")]
+    new = [response("student", "a", "new")]
+    inputs = {
+        "prompts": prompts_artifact(tmp_path, [prompt("a")]),
+        "responses": responses_artifact(tmp_path, old),
+        "scores": scores_artifact(tmp_path, [score(old[0], 0.9), score(old[1], 0.1)]),
+        "responses/student": responses_artifact(tmp_path, new, "responses-1"),
+        "scores/student": scores_artifact(tmp_path, [score(new[0], 0.5)], "scores-1"),
+    }
+    run = job(tmp_path, "pairs", PLAIN, inputs)
+    build.run(run)
+    (row,) = run.out.table().to_pylist()
+    assert (row["chosen"], row["rejected"], row["chosen_score"], row["rejected_score"]) == ("good", "new", 0.9, 0.5)

@@ -16,7 +16,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Evaluate, Pairs
 from plad_ray.data import demo
 from plad_ray.evaluate import run as evaluate_run
-from plad_ray.pairs import build
+from plad_ray.pairs import build, lists, rejection
 from plad_ray.report import run as report_run
 from plad_ray.report import sentences, svg, terminal
 from plad_ray.report.markdown import fenced
@@ -112,7 +112,7 @@ def world(root: Path, count: int = 120, evil: str = "", scorer: str | None = "de
             inputs[scores] = scores_artifact(root, rows, f"{scores.replace('_', '-')}-0")
     settings = {"evaluate": Evaluate(bootstrap=400).model_dump(mode="json"), "arms": {a: a for a in ARMS}, "seed": 0}
     evaluation = job(root, "evaluate", {**settings, "scorer": bool(scorer)}, inputs)
-    pairs = job(root, "pairs", {"pairs": Pairs().model_dump(mode="json"), "chat": False}, inputs)
+    pairs = job(root, "pairs", {"pairs": Pairs().model_dump(mode="json"), "chat": False, "seed": 0}, inputs)
     inputs |= {"evaluation": finish(evaluation, evaluate_run.run(evaluation), 4.2)}
     inputs |= dict.fromkeys(("pairs/distilled", "pairs/seqkd"), finish(pairs, build.run(pairs), 0.6))
     inputs |= {f"train/{arm}": trained(root, f"distill-{arm}", curve(arm, rng)) for arm in ARMS}
@@ -143,6 +143,31 @@ def test_both_pages_hold_the_sentences_tables_and_samples(made) -> None:
     assert page.count("<svg") == 4 + 6 + 2 + 1  # results, training, pairs (shared), SFT
     assert 'class="fact kept"' in page and "redundant</span>" in page and "missing:" in page
     assert "objective:" in page and "1,234,567" in page and "0123abcd" in page
+
+
+def test_arms_that_train_on_lists_on_accepted_samples_or_on_references(tmp_path) -> None:
+    """Each kind of training data is told in its own words; an arm without a table of its own is no error."""
+    made = world(tmp_path)
+    settings = {"chat": False, "seed": 0}
+    drawn = {"rejection": {"temperatures": [0.0, 0.7], "keep": 2}}
+    for arm, builder, pairs in (("distilled", lists, {}), ("seqkd", rejection, drawn)):
+        kind = builder.__name__.rpartition(".")[2]
+        config = {**settings, "pairs": Pairs.model_validate(pairs).model_dump(mode="json")}
+        table = job(tmp_path, kind, config, made.inputs)
+        made.inputs[f"pairs/{arm}"] = finish(table, builder.run(table), 0.5)
+    report_run.run(made)
+    page, text = (made.out.store.read_bytes(made.out.file(f"files/report.{kind}")).decode() for kind in ("html", "md"))
+    for expected in ("distilled: lists of every text", "texts were accepted", "Score spread of a list", "Score gap"):
+        assert expected in page
+    assert "lists from 120 prompts: " in text and "accepted text of the student (rejection sampling, β 0.5)" in text
+    for arm in ARMS:
+        del made.inputs[f"pairs/{arm}"]
+    report_run.run(made)
+    for kind in ("html", "md"):
+        assert (
+            "Every arm trains on the references"
+            in made.out.store.read_bytes(made.out.file(f"files/report.{kind}")).decode()
+        )
 
 
 def test_nothing_is_requested_and_no_script_runs(made) -> None:

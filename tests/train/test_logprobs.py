@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from plad_ray.objectives import build
-from plad_ray.objectives.base import sequence_logps
+from plad_ray.errors import PladError
+from plad_ray.objectives import Objective, build
+from plad_ray.objectives.base import sequence_logps, token_logps
 from plad_ray.train import logprobs
-from plad_ray.train.forward import head_gives_logits
+from plad_ray.train.forward import Head
+from plad_ray.train.frozen import FrozenModels
 from plad_ray.train.layout import Batch, Row, concatenate, filler
 from plad_ray.train.logprobs import ResponseValues, chunk_count
 
@@ -86,11 +89,11 @@ SMALL = {
 NOT_ALONE = ("gemma2", "cohere")
 
 
-def tiny(model_type: str) -> nn.Module:
+def tiny(model_type: str, **config) -> nn.Module:
     torch.manual_seed(0)
     layers = {"n_layer": 2} if model_type == "gpt2" else {"num_hidden_layers": 2}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(model_type, vocab_size=50, **SMALL[model_type], **layers, **ids)
+    config = AutoConfig.for_model(model_type, **{"vocab_size": 50, **SMALL[model_type], **layers, **ids, **config})
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -113,23 +116,83 @@ def plain_values(model: nn.Module) -> torch.Tensor:
 def test_values_equal_a_plain_forward_pass(model_type):
     model = tiny(model_type)
     values = ResponseValues(model, build("plad_rank", {}))
-    assert values.head_alone == (model_type not in NOT_ALONE)
+    assert values.head.alone == (model_type not in NOT_ALONE)
     batch = concatenate(ROWS, pad=2)
     with torch.no_grad():
         torch.testing.assert_close(values(batch)["logp"], plain_values(model), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("head_trained", [True, False])
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
-def test_chunks_change_neither_values_nor_gradient(model_type):
+def test_chunks_change_neither_values_nor_gradient(model_type, head_trained):
+    """40: more chunks than positions, as a small worker beside a large one has. Gemma-2 soft-caps its logits."""
     results = []
-    for chunks in (1, 4, 40):  # 40: more chunks than positions, as a small worker beside a large one has
-        model = tiny(model_type)
+    for chunks in (1, 4, 40):
+        model = tiny(model_type, tie_word_embeddings=False)
+        model.get_output_embeddings().requires_grad_(head_trained)
         values_BKT = ResponseValues(model, build("plad_rank", {}))(concatenate(ROWS, pad=2, chunks=chunks))["logp"]
         values_BKT.square().sum().backward()
         results.append((values_BKT.detach(), model.get_input_embeddings().weight.grad))
+    plain = tiny(model_type, tie_word_embeddings=False)
+    plain_values(plain).square().sum().backward()
+    results.append((plain_values(plain).detach(), plain.get_input_embeddings().weight.grad))
     for values_BKT, gradient in results[1:]:
-        torch.testing.assert_close(values_BKT, results[0][0])
+        torch.testing.assert_close(values_BKT, results[0][0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(gradient, results[0][1], rtol=1e-4, atol=1e-5)
+
+
+class Several(Objective):
+    """Two values with a gradient and one without, against a frozen model's logits."""
+
+    @property
+    def logits_of(self):
+        return ("teacher",)
+
+    def per_token(self, logits_NV, frozen_NV, ids_N):
+        gap_N = (logits_NV - frozen_NV["teacher"]).square().mean(-1)
+        return {
+            "gap": gap_N,
+            "top": logits_NV.argmax(-1).float(),
+            "logp": super().per_token(logits_NV, {}, ids_N)["logp"],
+        }
+
+
+def test_several_values_a_token_with_a_frozen_model():
+    gradients, values = [], []
+    for head_trained, chunks in [(True, 1), (False, 1), (False, 3)]:
+        model, teacher = tiny("llama"), tiny("qwen2")
+        model.get_output_embeddings().requires_grad_(head_trained)
+        module = ResponseValues(model, Several(), FrozenModels(own={"teacher": teacher.requires_grad_(False)}))
+        values.append(module(concatenate(ROWS, pad=2, chunks=chunks)))
+        (values[-1]["gap"].sum() + 2 * values[-1]["logp"].square().sum()).backward()
+        gradients.append(model.get_input_embeddings().weight.grad)
+    for found, gradient in zip(values[1:], gradients[1:], strict=True):
+        for name in ("gap", "top", "logp"):
+            torch.testing.assert_close(found[name], values[0][name])
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_no_logits_outlive_their_chunk():
+    """What a forward pass keeps for its backward pass does not grow with the vocabulary."""
+    kept = []
+    for vocabulary in (50, 5000):
+        model = tiny("llama", vocab_size=vocabulary)
+        model.requires_grad_(False)
+        for weight in model.model.layers.parameters():
+            weight.requires_grad_(True)
+        saved = []
+
+        def pack(tensor, saved=saved):
+            saved.append(weakref.ref(tensor))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            values = ResponseValues(model, build("plad_rank", {}))(concatenate(ROWS, pad=2))
+        alive = [tensor for tensor in (reference() for reference in saved) if tensor is not None]
+        assert alive and values["logp"].requires_grad
+        kept.append(max(tensor.numel() for tensor in alive if tensor.shape[-1] != 32))
+        del alive
+    assert kept[0] == kept[1]
 
 
 def test_the_head_sees_response_positions_only():
@@ -142,17 +205,35 @@ def test_the_head_sees_response_positions_only():
     assert seen == [(15, 50)]
 
 
-def test_a_model_without_a_head_takes_the_full_path():
+def test_a_model_without_a_known_head_is_called_whole():
     model = tiny("llama")
-    assert head_gives_logits(model)
+    assert Head(model).alone
     model.get_output_embeddings = lambda: None
-    assert not head_gives_logits(model)
+    head = Head(model)
+    assert not head.alone and head.trained
+    hidden = torch.randn(3, 32)
+    torch.testing.assert_close(head(hidden), model.lm_head(hidden))
+
+
+def test_logits_that_do_not_follow_from_the_decoder_are_refused():
+    model = tiny("llama")
+    whole = model.forward
+
+    def forward(**inputs):
+        out = whole(**inputs)
+        out.logits = out.logits + model.model.embed_tokens.weight.sum() * model.calls
+        model.calls += 1
+        return out
+
+    model.calls, model.forward = 1, forward
+    with pytest.raises(PladError, match="LlamaForCausalLM has no logits that follow"):
+        Head(model)
 
 
 def test_chunk_count_bounds_the_logits():
     assert chunk_count(10, 100) == 1
     assert chunk_count(0, 32000) == 1
-    assert chunk_count(10_000, 32_000) == 20  # 20 × 500 × 32,000 fp32 logits: 64 MB at once
+    assert chunk_count(10_000, 32_000) == 39  # of 257 × 32,000 fp32 logits: 32 MiB at once
 
 
 def test_sft_loss_equals_transformers_own():
@@ -168,3 +249,16 @@ def test_sft_loss_equals_transformers_own():
         labels[s, : len(r.prompt)] = -100
     theirs = model(input_ids=batch.ids_SL, attention_mask=batch.attention_SL, labels=labels).loss
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_of_a_log_prob_is_one_hot_minus_softmax(dtype):
+    logits = torch.tensor([[0.0, 1.0, 3.0], [2.0, -1.0, 0.5]], dtype=dtype, requires_grad=True)
+    logps = token_logps(logits, torch.tensor([2, 0]))
+    assert logps.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(logps, logits, torch.tensor([1.0, -2.0]))
+    p = logits.detach().double().softmax(-1)
+    expected = torch.stack([torch.tensor([0.0, 0.0, 1.0]) - p[0], -2 * (torch.tensor([1.0, 0.0, 0.0]) - p[1])])
+    torch.testing.assert_close(
+        gradient.double(), expected.double(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6
+    )

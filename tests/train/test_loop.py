@@ -93,7 +93,7 @@ def test_margin_objective_needs_scores_in_every_row(store, tiny_llama):
     broken = publish(store, "pairs-broken", type(pair_rows_table()).from_pylist(table, schema=pair_rows_table().schema))
     job.inputs["pairs"] = broken
     result = work(job, World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None))
-    assert result == {"error": "pair p3 has no score, and the objective needs one: set scorer.name"}
+    assert result == {"error": "the texts of prompt p3 have no score, and the objective needs one: set scorer.name"}
 
 
 def test_resume_is_exact_with_dropout(store, tiny_llama, tmp_path):

@@ -26,10 +26,10 @@ from plad_ray.models.load import load_model, load_tokenizer
 from plad_ray.models.policy import resolve
 from plad_ray.objectives import build
 from plad_ray.train.adapter import save_model
-from plad_ray.train.collate import collate_for
 from plad_ray.train.frozen import FrozenModels
 from plad_ray.train.layout import Row, filler
 from plad_ray.train.logprobs import ResponseValues
+from plad_ray.train.seq2seq import seq2seq_layout
 from plad_ray.train.worker import work
 from plad_ray.train.world import World
 from tests.conftest import save_tiny_model
@@ -78,7 +78,7 @@ ROWS = [
 
 
 def batch_of(model, rows=ROWS, pad: int = 2, chunks: int = 1):
-    return collate_for(model.config, pad)(rows, chunks)
+    return seq2seq_layout(model.config).collate(rows, pad, chunks)
 
 
 def plain_values(model: torch.nn.Module) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_values_and_gradients_equal_a_plain_forward(name, chunks):
             found = plain_values(model)
         else:
             module = ResponseValues(model, build("plad_rank", {}))
-            assert module.head_alone, "logits are computed where a response token is predicted, nowhere else"
+            assert module.head.alone, "logits are computed where a response token is predicted, nowhere else"
             found = module(batch_of(model, chunks=chunks))["logp"]
         (found * weight).sum().backward()
         values.append(found.detach())
@@ -171,7 +171,7 @@ def test_a_family_that_does_more_behind_its_head_takes_the_full_path():
 
     model.forward = capped
     module = ResponseValues(model, build("plad_rank", {}))
-    assert not module.head_alone
+    assert not module.head.alone
     torch.testing.assert_close(module(batch_of(model))["logp"], plain_values(model), rtol=1e-5, atol=1e-5)
 
 

@@ -41,6 +41,25 @@ def test_same_curve_and_same_adapter_in_every_stage(stage, reference, store, tin
     torch.testing.assert_close(logits(job, tiny_llama), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("stage", "saving"), [(2, False), (3, False), (3, True)])
+def test_both_layouts_give_one_run(stage, saving, reference, store, tiny_llama):
+    """The reference shares prompts; the run here does not. ``saving``: gradient checkpointing."""
+    lines, _, expected = reference
+    train = {"zero_stage": stage, "layout": "concatenated", "gradient_checkpointing": saving, "micro_batch": 8}
+    job = distill_job(store, tiny_llama, train=train)
+    got = session(job)
+    for name in ("loss", "grad_norm", "rewards/margins", "num_tokens"):
+        torch.testing.assert_close(column(got, name), column(lines, name), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(job, tiny_llama), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradient_checkpointing_of_shared_prompts(stage, reference, store, tiny_llama):
+    train = {"zero_stage": stage, "layout": "shared", "gradient_checkpointing": True}
+    got = session(distill_job(store, tiny_llama, train=train))
+    torch.testing.assert_close(column(got), column(reference[0]), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_resume_from_another_stages_checkpoint(stage, reference, store, tiny_llama):
     lines, folder, expected = reference

@@ -11,9 +11,11 @@ import torch
 
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Runtime
+from plad_ray.objectives import build
 from plad_ray.records import PROMPT, pair_schema
 from plad_ray.stages import Job
-from plad_ray.train.worker import work
+from plad_ray.train.loop import Run
+from plad_ray.train.worker import _start, prepare, sections, work
 from plad_ray.train.world import World
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -61,9 +63,24 @@ def pair_rows_table(n: int = 24) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pair_schema(chat=False))
 
 
-def distill_job(store: Store, base: Path, name: str = "distill-0", train: dict | None = None, **training) -> Job:
-    """A distillation of ``base`` on 24 pairs: 3 steps an epoch of 8."""
-    pairs = publish(store, "pairs-0", pair_rows_table())
+def distill_job(
+    store: Store,
+    base: Path,
+    name: str = "distill-0",
+    train: dict | None = None,
+    frozen: dict[str, Path] | None = None,
+    max_new_tokens: int = 6,
+    **training,
+) -> Job:
+    """A distillation of ``base`` on 24 pairs (or on 24 references, as its objective asks): 3 steps an epoch of 8.
+
+    ``frozen``: folders of the models that the objective reads, by name.
+    """
+    objective = build(**_objective(training))
+    if objective.trains_on == "references":
+        inputs = {"prompts": publish(store, "prompts-distill", prompt_table(split="distill"))}
+    else:
+        inputs = {"pairs": publish(store, "pairs-0", pair_rows_table())}
     settings = {"batch_size": 8, "learning_rate": 1e-2, "epochs": 2, "lora": {"r": 4, "dropout": 0.0}} | training
     config = {
         "kind": "distill",
@@ -71,9 +88,18 @@ def distill_job(store: Store, base: Path, name: str = "distill-0", train: dict |
         "model_identity": {},
         "training": settings,
         "seed": 0,
+        "frozen": {key: {"path": str(folder), "max_length": 64} for key, folder in (frozen or {}).items()},
     }
+    if objective.rollout is not None:
+        config["max_new_tokens"] = max_new_tokens
     runtime = Runtime.model_validate({"train": {"micro_batch": 4, "zero_stage": 0, **(train or {})}})
-    return Job("distill", config, {"pairs": pairs}, Artifact(store, name), runtime)
+    return Job("distill", config, inputs, Artifact(store, name), runtime)
+
+
+def _objective(training: dict) -> dict:
+    """Arguments of ``build`` from a training section."""
+    section = dict(training.get("objective", {"name": "plad_rank"}))
+    return {"name": section.pop("name"), "params": section}
 
 
 def session(job: Job, resume: Path | None = None, keep: Path | None = None) -> list[dict[str, float]]:
@@ -88,6 +114,13 @@ def session(job: Job, resume: Path | None = None, keep: Path | None = None) -> l
     assert "error" not in result, result["error"]
     lines = (job.out.local_folder() / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def start(job: Job) -> Run:
+    """The run that the worker function would do, before its first step."""
+    world = World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None)
+    model, training = sections(job.config)
+    return _start(job, world, model, training, prepare(job, world, model, training))
 
 
 def column(lines: list[dict[str, float]], name: str = "loss") -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""What the README's speed claims run: ``python -m benchmarks``."""

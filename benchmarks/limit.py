@@ -1,0 +1,46 @@
+"""The least time a step could take: its matrix products and nothing else, at the rate that each reaches by itself."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.clock import Time, middle, timed
+from benchmarks.shape import Shape
+
+REPEATS = 4
+
+
+def products(shape: Shape) -> list[tuple[int, int, int, int]]:
+    """(count, m, k, n) of the products x[m, k] · W[k, n] that LoRA on q and v needs with shared prompts.
+
+    Forward and the gradient with respect to the input for every frozen matrix, but no gradient below layer 0's attention,
+    and no gradient of frozen weights; the LM head at predicting positions alone.
+    """
+    answers = shape.pairs * shape.candidates * shape.answer
+    tokens = shape.pairs * shape.prompt + answers
+    H, M, layers = shape.hidden, shape.intermediate, shape.layers
+    return [
+        (4 * layers + 4 * layers - 3, tokens, H, H),  # q, k, v, o forward and backward
+        (2 * layers + layers, tokens, H, M),  # gate and up forward, down backward
+        (layers + 2 * layers, tokens, M, H),  # down forward, gate and up backward
+        (1, answers, H, shape.vocabulary),
+        (1, answers, shape.vocabulary, H),
+    ]
+
+
+def attention_flops(shape: Shape) -> float:
+    """Over the pairs of tokens that see each other; the backward pass is twice the forward pass."""
+    P, A = shape.prompt, shape.answer
+    pairs = P * (P + 1) / 2 + shape.candidates * (A * P + A * (A + 1) / 2)
+    return 3 * 4 * pairs * shape.hidden * shape.layers * shape.pairs
+
+
+def seconds(shape: Shape) -> Time:
+    """Of one step. Attention's products are taken at the rate of the others."""
+    wall = cpu = flops = 0.0
+    for count, m, k, n in products(shape):
+        x, w = torch.randn(m, k), torch.randn(k, n)
+        took = middle([timed(lambda x=x, w=w: x @ w) for _ in range(REPEATS)])
+        wall, cpu, flops = wall + count * took.wall, cpu + count * took.cpu, flops + count * 2.0 * m * k * n
+    share = 1 + attention_flops(shape) / flops
+    return Time(wall * share, cpu * share)

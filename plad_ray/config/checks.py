@@ -1,0 +1,103 @@
+"""Whether the texts that an arm's training rows are made of will be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from plad_ray.config.data import Data
+from plad_ray.config.models import Role
+from plad_ray.config.pairs import Pairs, Pick
+from plad_ray.config.training import Distill
+
+Roles = Mapping[str, Role | None]
+
+
+def check_table(data: Data, roles: Roles, arm: str, pairs: Pairs, distill: Distill) -> None:
+    """Raises ValueError naming the key of ``pairs`` or ``draw`` that would be right."""
+    kind = _kind(distill)
+    for name, candidate in distill.candidates().items():
+        if _kind(candidate) != kind:
+            raise ValueError(
+                f"distill.select_on_dev.{name} of arm {arm} trains on {_kind(candidate)} and the arm on {kind}; candidates "
+                "share one table: make it an arm of its own under compare"
+            )
+    if kind == "references":
+        return
+    if data.pairs is not None:
+        _check_finished(arm, pairs, kind)
+    elif kind == "pairs":
+        _check_sides(data, roles, arm, pairs)
+    elif kind == "lists":
+        _check_lists(data, roles, arm, pairs)
+    elif kind == "rejection":
+        _check_rejection(data, roles, arm, pairs)
+
+
+def _kind(distill: Distill) -> str:
+    from plad_ray.objectives import build
+
+    trains_on = build(distill.objective.name, distill.objective.params).trains_on
+    return {"chosen": "pairs"}.get(trains_on, trains_on)
+
+
+def _check_finished(arm: str, pairs: Pairs, kind: str) -> None:
+    if kind != "pairs":
+        raise ValueError(
+            f"the objective of arm {arm} trains on {kind}, which are made of drawn texts, and data.pairs brings finished "
+            "pairs; leave data.pairs out (data.responses imports a teacher's texts)"
+        )
+    if pairs.reward_share > 0:
+        raise ValueError(
+            f"pairs.reward_share of arm {arm}: the finished pairs of data.pairs keep their order; set it to 0"
+        )
+
+
+def _check_sides(data: Data, roles: Roles, arm: str, pairs: Pairs) -> None:
+    for side in ("chosen", "rejected"):
+        _check_drawn(data, roles, f"pairs.{side} of arm {arm}", getattr(pairs, side))
+    if pairs.chosen == pairs.rejected:
+        raise ValueError(
+            f"pairs.chosen and pairs.rejected of arm {arm} are the same text: every pair would be identical"
+        )
+
+
+def _check_lists(data: Data, roles: Roles, arm: str, pairs: Pairs) -> None:
+    """Without ``pairs.lists`` there are at least two texts: the teacher's and the student's."""
+    if pairs.lists is None:
+        return
+    for pick in pairs.lists:
+        _check_drawn(data, roles, f"pairs.lists of arm {arm}", pick)
+    if len(set(pairs.lists)) < 2:
+        raise ValueError(f"pairs.lists of arm {arm} must name at least two different texts (or be null: every text)")
+
+
+def _check_rejection(data: Data, roles: Roles, arm: str, pairs: Pairs) -> None:
+    settings = pairs.rejection
+    role = roles[settings.policy]
+    if role is None or (settings.policy == "teacher" and data.responses is not None):
+        return
+    for temperature in settings.temperatures or ():
+        pick = Pick(policy=settings.policy, temperature=temperature)
+        _check_drawn(data, roles, f"pairs.rejection.temperatures of arm {arm}", pick)
+    temperatures = settings.temperatures or tuple(t for t in role.draw.temperatures if t > 0)
+    pool = sum(role.draw.samples if t > 0 else 1 for t in temperatures)  # greedy texts are all the same
+    if pool < 2:
+        raise ValueError(
+            f"pairs.rejection of arm {arm} chooses among the {settings.policy}'s samples of each prompt, and {pool} is "
+            f"drawn: raise {settings.policy}.draw.samples (the paper draws 64 at temperature 0.7 and keeps 8)"
+        )
+
+
+def _check_drawn(data: Data, roles: Roles, what: str, pick: Pick) -> None:
+    if data.responses is not None and pick.policy == "teacher":
+        return
+    role = roles[pick.policy]
+    if role is None:
+        raise ValueError(f"{what} asks for {pick.policy} text, and there is no {pick.policy}")
+    draw = role.draw
+    if pick.temperature not in draw.temperatures or pick.sample >= draw.samples:
+        raise ValueError(
+            f"{what} asks for {pick.policy} text at temperature {pick.temperature:g}, sample {pick.sample}, but "
+            f"{pick.policy}.draw makes temperatures {list(draw.temperatures)} × {draw.samples} samples; add it to "
+            f"{pick.policy}.draw.temperatures"
+        )

@@ -1,0 +1,74 @@
+"""Every method on the demo task, from text to report: one experiment whose arms are all of them.
+
+Ray and the vLLM engines are real and shared by the arms; training runs in this process, by the function that Ray Train's
+workers run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plad_ray import config
+from plad_ray.artifacts import Store
+from plad_ray.objectives import OBJECTIVES
+from plad_ray.pipeline import plan
+from plad_ray.stages import Job, execute
+from plad_ray.train.worker import work
+from plad_ray.train.world import World
+
+ROOT = Path(__file__).parents[1]
+#: what a method has no default for
+PARAMS: dict[str, dict[str, Any]] = {}
+
+
+def experiment(root: Path) -> config.Experiment:
+    arms = {
+        name.replace("_", "-"): {"distill": {"objective": {"name": name, **PARAMS.get(name, {})}}}
+        for name in OBJECTIVES
+        if name != "plad_rank"
+    }
+    tiny = {
+        "data.sizes": {"train": 96, "distill": 12, "dev": 4, "test": 6},
+        "teacher.sft.epochs": 1,
+        "teacher.sft.batch_size": 32,
+        "student.sft.epochs": 1,
+        "student.sft.batch_size": 32,
+        "student.draw": {"temperatures": [1.0], "samples": 3},
+        "pairs.limit": None,
+        "generate.max_tokens": 12,
+        "distill.epochs": 1,
+        "distill.batch_size": 4,
+        "evaluate": {"temperatures": [0.7], "bootstrap": 100},
+        "compare": arms,
+        "runtime": {"store": str(root / "runs"), "parallel_stages": 1, "verify_engine": False},
+    }
+    return config.load(ROOT / "jobs/demo.yaml", [f"{key}={json.dumps(value)}" for key, value in tiny.items()])
+
+
+def train_here(job: Job) -> dict[str, Any]:
+    result = work(job, World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None))
+    assert "error" not in result, f"{job.stage}: {result['error']}"
+    return result
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("gloo", "ray_session")
+def test_every_method_runs_on_the_demo_from_text_to_report(tmp_path, monkeypatch):
+    monkeypatch.setattr("plad_ray.train.launch.launch", train_here)
+    exp = experiment(tmp_path)
+    whole, store = plan(exp), Store(exp.runtime.store)
+    execute(whole.targets, store, exp.runtime, say=lambda _: None)
+    metrics = store.read_json(whole.stages["evaluate"].artifact(store).file("files/metrics.json"))
+    evaluated = {row["policy"] for row in metrics["table"]}
+    assert evaluated == {"teacher", "student", *exp.arms()}
+    for arm in exp.arms():
+        trained = whole.report.inputs[f"train/{arm}"].artifact(store)
+        assert trained.manifest["metrics"]["grad_norm"] > 0, f"{arm} learned nothing"
+        assert (Path(trained.path) / "files/adapter_model.safetensors").is_file()
+    page = store.read_bytes(whole.report.artifact(store).file("files/report.html")).decode()
+    assert all(arm in page for arm in exp.arms())
