@@ -28,7 +28,7 @@ from plad_ray.models.tokens import decode
 from tests.conftest import API_KEY, save_tiny_model
 from tests.generate.generate_jobs import api_policy, draw, make_job, prompt_rows, prompts_artifact
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 #: the conversation's text and nothing else
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

@@ -14,6 +14,7 @@ from tests.merge.ends import adapter_artifact, make_end
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_vllm_and_transformers_agree_about_averaged_adapters(tmp_path, base, ray_session):
     """The stage's own verification compares log-probs. Rank 12 is none of vLLM's own: it is served as 16."""
