@@ -30,7 +30,7 @@ def load_tokenizer(policy: Policy) -> PreTrainedTokenizerBase:
     own = policy.adapter is not None and (Path(policy.adapter) / "tokenizer_config.json").is_file()
     where = policy.adapter if own and policy.adapter else policy.base
     revision = None if own else policy.revision
-    kind = PreTrainedTokenizerFast if _is_plain(Path(where)) else AutoTokenizer
+    kind: Any = PreTrainedTokenizerFast if _is_plain(Path(where)) else AutoTokenizer
     try:
         return kind.from_pretrained(where, revision=revision, trust_remote_code=policy.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
