@@ -26,12 +26,8 @@ ROOT = Path(__file__).parents[1]
 PARAMS: dict[str, dict[str, Any]] = {}
 
 
-def experiment(root: Path) -> config.Experiment:
-    arms = {
-        name.replace("_", "-"): {"distill": {"objective": {"name": name, **PARAMS.get(name, {})}}}
-        for name in OBJECTIVES
-        if name != "plad_rank"
-    }
+def experiment(root: Path, arms: dict[str, Any]) -> config.Experiment:
+    """The demo with a budget for seconds; ``arms`` beside plad_rank."""
     tiny = {
         "data.sizes": {"train": 96, "distill": 12, "dev": 4, "test": 6},
         "teacher.sft.epochs": 1,
@@ -60,7 +56,16 @@ def train_here(job: Job) -> dict[str, Any]:
 @pytest.mark.usefixtures("gloo", "ray_session")
 def test_every_method_runs_on_the_demo_from_text_to_report(tmp_path, monkeypatch):
     monkeypatch.setattr("plad_ray.train.launch.launch", train_here)
-    exp = experiment(tmp_path)
+    arms = {
+        name.replace("_", "-"): {"distill": {"objective": {"name": name, **PARAMS.get(name, {})}}}
+        for name in OBJECTIVES
+        if name != "plad_rank"
+    }
+    check(experiment(tmp_path, arms))
+
+
+def check(exp: config.Experiment) -> None:
+    """Run it; every arm has learned, is evaluated and is in the report."""
     whole, store = plan(exp), Store(exp.runtime.store)
     execute(whole.targets, store, exp.runtime, say=lambda _: None)
     metrics = store.read_json(whole.stages["evaluate"].artifact(store).file("files/metrics.json"))
@@ -72,3 +77,14 @@ def test_every_method_runs_on_the_demo_from_text_to_report(tmp_path, monkeypatch
         assert (Path(trained.path) / "files/adapter_model.safetensors").is_file()
     page = store.read_bytes(whole.report.artifact(store).file("files/report.html")).decode()
     assert all(arm in page for arm in exp.arms())
+
+
+@pytest.mark.engine
+@pytest.mark.train
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("ray_session")
+def test_one_method_of_each_family_through_ray_train(tmp_path):
+    """Teacher logits, fresh samples, a reference, lists, models trained first, and two rounds: nothing is in process."""
+    arms = {name: {"distill": {"objective": {"name": name}}} for name in ("kd", "gkd", "dpo", "lipo", "aligndistil")}
+    check(experiment(tmp_path, {**arms, "iterated": {"distill": {"rounds": 2}}}))
