@@ -36,6 +36,8 @@ def experiment(root: Path, arms: dict[str, Any]) -> config.Experiment:
         "student.sft.batch_size": 32,
         "student.draw": {"temperatures": [1.0], "samples": 3},
         "pairs.limit": None,
+        "pairs.drop_truncated_chosen": False,
+        "scorer": {"name": "rouge"},  # the task's own reward is 0 for everything that models this raw say
         "generate.max_tokens": 12,
         "distill.epochs": 1,
         "distill.batch_size": 4,

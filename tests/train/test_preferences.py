@@ -131,7 +131,10 @@ def test_micro_batches_do_not_change_a_run_on_lists_of_unequal_size(store, tiny_
     ]
     for name in ("loss", "grad_norm", "rewards/list_accuracies", "candidates"):
         for other in curves[1:]:
-            torch.testing.assert_close(column(other, name), column(curves[0], name), rtol=1e-5, atol=1e-6)
+            # at the first step every reward is 0 up to rounding, so no order means anything yet
+            first = 1 if name == "rewards/list_accuracies" else 0
+            got, expected = column(other, name)[first:], column(curves[0], name)[first:]
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_lists_without_scores_are_refused(store, tiny_llama):

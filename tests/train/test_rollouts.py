@@ -16,6 +16,7 @@ from plad_ray.models.policy import resolve
 from plad_ray.models.sampling import Mixture, sample
 from plad_ray.objectives import Rollout, build
 from plad_ray.train.frozen import FrozenModels, load_frozen
+from plad_ray.train.layout import CONCATENATED
 from plad_ray.train.loop import _asked, batches_of, one_step
 from plad_ray.train.rollouts import Rollouts
 from plad_ray.train.worker import checkpoint_steps
@@ -74,7 +75,7 @@ def test_samples_depend_on_neither_micro_batches_nor_workers(store, tiny_llama, 
 def test_log_probs_are_those_of_the_mixture(store, tiny_llama, teacher):
     """log(0.3·p + 0.7·q) by plain forward passes of both models in float64, over the 43 ids that both have."""
     run = start(job_of(store, tiny_llama, teacher))
-    (batch,) = batches_of(replace(run, micro_batch=8), 0)
+    (batch,) = batches_of(replace(run, micro_batch=8, layout=CONCATENATED), 0)
     models = [load_model(resolve(Model(path=str(folder)))).double() for folder in (teacher, tiny_llama)]
     with torch.no_grad():
         p, q = (
