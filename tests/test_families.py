@@ -1,5 +1,5 @@
-"""Families that vLLM does not serve, from prompts to report: text of a GPT-Neo teacher, or of one behind an API, makes a T5
-student better (Table 2 of PLaD is of this kind)."""
+"""Families that vLLM does not serve, from prompts to report: a T5 or GPT-Neo student learns from the text of a GPT-Neo
+teacher, or of one behind an API (Table 2 of PLaD is of this kind)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.conftest import API_KEY, save_tiny_model
 from tests.generate.api_server import serving
 
 
-def t5_experiment(folder: Path, teacher: dict[str, Any], pool: dict[str, Any]) -> Experiment:
+def experiment_of(folder: Path, teacher: dict[str, Any], pool: dict[str, Any], family: str = "t5") -> Experiment:
     rows = [{"prompt": " ".join(f"w{(i + j) % 40}" for j in range(3 + i % 3)), "reference": f"w{i}"} for i in range(40)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    student = save_tiny_model(folder / "student", "t5", seed=2)
+    student = save_tiny_model(folder / "student", family, seed=2)
     engine = {"cpus": 0.5, "batch_size": 16}
     return parse(
         {
-            "name": "t5",
+            "name": family,
             "data": {
                 "source": "files",
                 "path": str(folder / "data.jsonl"),
@@ -72,7 +72,7 @@ def check_run(experiment: Experiment) -> dict[str, dict[str, Any]]:
 def test_gpt_neo_teacher_to_t5_student(tmp_path: Path, ray_session):
     neo = save_tiny_model(tmp_path / "teacher", "gpt_neo", seed=1)
     teacher = {"model": {"path": str(neo), "max_length": 32}, "engine": "transformers"}
-    experiment = t5_experiment(tmp_path, teacher, {})
+    experiment = experiment_of(tmp_path, teacher, {})
     run(experiment, None, False, False)
     check_run(experiment)
 
@@ -80,12 +80,13 @@ def test_gpt_neo_teacher_to_t5_student(tmp_path: Path, ray_session):
 @pytest.mark.train
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_api_teacher_to_t5_student(tmp_path: Path, ray_session):
+@pytest.mark.parametrize("family", ["t5", "gpt_neo"])
+def test_api_teacher_to_student(tmp_path: Path, ray_session, family):
     """Every prompt is asked for once, its tokens are counted and paid, and the key stays where it was."""
     with serving() as server:
         teacher = {"model": {"api": {"base_url": server.url, "name": "made-up"}}, "engine": "openai"}
         api = {"api_key_env": "PLAD_TEST_API_KEY", "input_price": 1.0, "output_price": 2.0}
-        experiment = t5_experiment(tmp_path, teacher, {"cpus": 0.5, "api": api})
+        experiment = experiment_of(tmp_path, teacher, {"cpus": 0.5, "api": api}, family)
         run(experiment, None, False, False)
         manifests = check_run(experiment)
         assert len(server.asked) == len(server.answered) == manifests["responses"]["rows"]["out"] // 2
