@@ -34,9 +34,7 @@ def check_table(data: Data, roles: Roles, arm: str, pairs: Pairs, distill: Disti
 
 
 def _kind(distill: Distill) -> str:
-    from plad_ray.objectives import build
-
-    trains_on = build(distill.objective.name, distill.objective.params).trains_on
+    trains_on = distill.objective.built().trains_on
     return {"chosen": "pairs"}.get(trains_on, trains_on)
 
 

@@ -47,7 +47,7 @@ class Experiment(Section):
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
             ("merge.top below 1", self.merge is not None and self.merge.top < 1),
-            *((f"objective of arm {n}", _needs_scores(d.objective)) for n, (_, d) in self.arms().items()),
+            *((f"objective of arm {n}", d.objective.built().needs_scores) for n, (_, d) in self.arms().items()),
             *((f"pairs.reward_share of arm {n}", p.reward_share > 0) for n, (p, _) in self.arms().items()),
         ]
         for what, needed in needs_scorer:
@@ -116,21 +116,11 @@ class Experiment(Section):
 
 def _reads_student(objective: Objective, pairs: Pairs) -> bool:
     """Whether an arm's rows hold text of the student."""
-    from plad_ray.objectives import build
-
-    table = build(objective.name, objective.params).trains_on
+    table = objective.built().trains_on
     sides = {"references": (), "chosen": (pairs.chosen,), "pairs": (pairs.chosen, pairs.rejected)}.get(table)
     return sides is None or any(side.policy == "student" for side in sides)
 
 
 def _reads_teacher(objective: Objective) -> bool:
-    from plad_ray.objectives import build
-
-    built = build(objective.name, objective.params)
+    built = objective.built()
     return "teacher" in (*built.logits_of, *built.logps_of)
-
-
-def _needs_scores(objective: Objective) -> bool:
-    from plad_ray.objectives import build
-
-    return build(objective.name, objective.params).needs_scores

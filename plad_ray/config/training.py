@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plad_ray.config.base import Count, Fraction, Positive, Section, overlay
+
+if TYPE_CHECKING:
+    from plad_ray import objectives
 
 
 class Lora(Section):
@@ -45,11 +48,15 @@ class Objective(BaseModel):
     def params(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
-    @model_validator(mode="after")
-    def _known(self) -> Objective:
+    def built(self) -> objectives.Objective:
+        """What the section describes. Raises PladError for an unknown name or a field that is wrong."""
         from plad_ray.objectives import build
 
-        build(self.name, self.params)
+        return build(self.name, self.params)
+
+    @model_validator(mode="after")
+    def _known(self) -> Objective:
+        self.built()
         return self
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from plad_ray import objectives
 from plad_ray.config import Distill, Experiment, Model, Pairs, Role, Sft, overlay
 from plad_ray.errors import PladError
-from plad_ray.objectives import Objective
 from plad_ray.parts import data
 from plad_ray.parts.common import lazy, model_identity, present, source_hash
 from plad_ray.parts.evaluation import select
@@ -43,7 +41,7 @@ def tables(exp: Experiment, arms: dict[str, tuple[Pairs, Distill]], made: Made, 
     stages: dict[str, Stage] = {}
     found = {}
     for arm, (section, distill) in arms.items():
-        kind = {"chosen": "pairs"}.get(_objective(distill).trains_on, _objective(distill).trains_on)
+        kind = {"chosen": "pairs"}.get(distill.objective.built().trains_on, distill.objective.built().trains_on)
         if kind == "references":
             continue
         if finished is not None and kind == "pairs":
@@ -74,7 +72,7 @@ def adapters(
 def distill(exp: Experiment, arm: str, section: Distill, made: Made, table: Stage | None, suffix: str = "") -> Stage:
     """One distillation, and before it those that make the frozen models its objective reads."""
     name = ("distill" if arm == "distilled" else f"distill-{arm}") + suffix
-    objective = _objective(section)
+    objective = section.objective.built()
     rows = {"prompts": made.prompts} if table is None else {"pairs": table}
     frozen: dict[str, Model] = {}
     inputs: dict[str, Stage] = {}
@@ -91,7 +89,7 @@ def _frozen(
     exp: Experiment, name: str, section: Distill, made: Made, table: Stage | None
 ) -> dict[str, tuple[Model, tuple[Stage, ...]]]:
     """By name, the model and the stages that fold onto it."""
-    objective = _objective(section)
+    objective = section.objective.built()
     upstream = objective.upstream()
     found: dict[str, tuple[Model, tuple[Stage, ...]]] = {}
     for key in dict.fromkeys((*objective.logits_of, *objective.logps_of)):
@@ -158,7 +156,7 @@ def _train(
     training = section.model_dump(mode="json", exclude={"select_on_dev", "rounds"})
     source: dict[str, str] = {}
     if isinstance(section, Distill):
-        training["objective"] = {"name": section.objective.name, **asdict(_objective(section))}
+        training["objective"] = {"name": section.objective.name, **asdict(section.objective.built())}
         source = {"source": source_hash(section.objective.name)} if ":" in section.objective.name else {}
     config = {"kind": kind, "model": model.model_dump(mode="json"), "training": training, "seed": exp.seed}
     config |= extra or {}
@@ -177,7 +175,3 @@ def _train(
         cpus=train.workers * train.cpus_per_worker,
         gpus=train.workers * train.gpus_per_worker,
     )
-
-
-def _objective(section: Distill) -> Objective:
-    return objectives.build(section.objective.name, section.objective.params)

@@ -86,7 +86,7 @@ def objective_of(training: Sft | Distill) -> Objective:
     """What a training section minimises."""
     if isinstance(training, Sft):
         return build("sft", {})
-    return build(training.objective.name, training.objective.params)
+    return training.objective.built()
 
 
 def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Parts:
