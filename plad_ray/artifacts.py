@@ -85,7 +85,7 @@ class Store:
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write ``table`` as one Parquet file, all or nothing."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, row_group_size=2 * BATCH_ROWS)  # readers hold whole row groups
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def delete(self, name: str) -> None:

@@ -21,7 +21,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.errors import PladError
 
 #: prompts of a slice
-PROMPTS = 10_000
+PROMPTS = 5_000
 #: at most so many slices, each of which is an open file while a table is cut
 SLICES = 250
 #: columns that no reader of slices wants, and that are large
@@ -57,7 +57,7 @@ class Places:
 
 
 def _hashes(ids: pa.Array) -> np.ndarray:
-    return hash_array(ids.to_numpy(zero_copy_only=False))
+    return hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def slices(inputs: Mapping[str, Artifact], split: str, limit: int | None = None) -> Iterator[dict[str, Artifact]]:
