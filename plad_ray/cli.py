@@ -85,6 +85,27 @@ def inspect(
 
 
 @app.command()
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    on: Annotated[str, typer.Option("--on", help="h100, h200, a100-80, a100-40 or l4")] = "h100",
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="prompts of the data, which data.fractions divides")
+    ] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of a prompt; else the bound")] = None,
+    response_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of a response; else the bound")] = None,
+    config: Annotated[list[str] | None, typer.Option(help="ROLE=config.json of a model that is elsewhere")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="$ an hour of one GPU")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """What each stage will need before it is run: memory and whether it fits, tokens, time, cost. Starts nothing."""
+    from plad_ray.planning import command
+
+    given = command.Given(on, prompts, prompt_tokens, response_tokens, tuple(config or ()), price)
+    command.plan(_load(file, overrides), given, as_json)
+
+
+@app.command()
 def env() -> None:
     """Versions, devices and settings, for a bug report."""
     from plad_ray import env
