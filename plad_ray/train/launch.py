@@ -62,10 +62,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray import train
     from ray.train.torch import get_device
 
+    from plad_ray.train.allocator import keep_large_buffers_apart
     from plad_ray.train.worker import work
     from plad_ray.train.world import World
 
     job: Job = config["job"]
+    keep_large_buffers_apart()
     torch.set_num_threads(max(1, int(job.runtime.train.cpus_per_worker)))
     context = train.get_context()
     checkpoint = train.get_checkpoint()
