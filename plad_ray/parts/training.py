@@ -41,7 +41,7 @@ def tables(exp: Experiment, arms: dict[str, tuple[Pairs, Distill]], made: Made, 
     stages: dict[str, Stage] = {}
     found = {}
     for arm, (section, distill) in arms.items():
-        kind = {"chosen": "pairs"}.get(distill.objective.built().trains_on, distill.objective.built().trains_on)
+        kind = distill.objective.built().table
         if kind == "references":
             continue
         if finished is not None and kind == "pairs":
