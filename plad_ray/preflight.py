@@ -167,10 +167,11 @@ def check_references(exp: Experiment, todo: list[Stage]) -> None:
 def check_logits(teacher: Model, student: Model) -> None:
     """The teacher's logits are of the student's tokens, over all that the student trains on."""
     from plad_ray.generate.pools import check_context
-    from plad_ray.models.load import load_tokenizer
+    from plad_ray.models.load import is_seq2seq, load_tokenizer
     from plad_ray.models.policy import resolve
-    from plad_ray.models.tokens import check_same_tokens, text_only
+    from plad_ray.models.tokens import check_same_sequences, check_same_tokens, text_only
 
+    check_same_sequences(is_seq2seq(_config(student)), is_seq2seq(_config(teacher)), "teacher")
     if teacher.path is not None and student.path is not None:
         check_same_tokens(load_tokenizer(resolve(student)), load_tokenizer(resolve(teacher)), "teacher")
     elif _made(teacher) != _made(student):

@@ -22,7 +22,7 @@ from plad_ray.errors import PladError
 from plad_ray.models.load import DTYPES, is_seq2seq, load_base, load_config, load_tokenizer
 from plad_ray.models.policy import Policy, resolve
 from plad_ray.models.scratch import make
-from plad_ray.models.tokens import check_same_tokens, eos_ids, pad_id, text_only
+from plad_ray.models.tokens import check_same_sequences, check_same_tokens, eos_ids, pad_id
 from plad_ray.objectives import Objective, build
 from plad_ray.stages import Job
 from plad_ray.train import checkpoint, deepspeed
@@ -133,11 +133,7 @@ def _frozen_policies(
         frozen = Model.model_validate(section)
         policy = resolve(frozen, *_artifacts(job, f"frozen/{name}"))
         check_same_tokens(tokenizer, load_tokenizer(policy), name)
-        if is_seq2seq(load_config(policy)) != seq2seq:
-            raise PladError(
-                f"of {name} and student only one is an encoder-decoder, so they read different sequences and their logits "
-                f"cannot be compared. Methods that need the teacher's text alone work: {', '.join(text_only())}"
-            )
+        check_same_sequences(seq2seq, is_seq2seq(load_config(policy)), name)
         found[name] = (policy, frozen)
     return found
 
