@@ -71,6 +71,7 @@ def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Sta
         config,
         {"prompts": prompts, **inputs},
         {**config, "policies": hashed},
+        version=2,
         cpus=sum(p.replicas for p in pools if not p.gpus),
         gpus=sum(p.replicas * p.gpus for p in pools),
     )
