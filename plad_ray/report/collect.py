@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
 from plad_ray.data import demo
-from plad_ray.evaluate.frame import prompts_of, responses_of
+from plad_ray.evaluate.frame import Frame, prompts_of, responses_of
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.report import sentences
+from plad_ray.report.lineage import Step, lineage
+from plad_ray.report.significance import Comparison, compare
 from plad_ray.stages import Job
 
-SAMPLES = 6
+#: samples on a page: at most so many, and of so many characters together
+SAMPLES, SAMPLE_CHARACTERS = 200, 1_500_000
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sample:
+    """``changes``: by arm, its score less the initial student's."""
+
     prompt: str
     texts: list[Shown]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One artifact behind the report. ``share`` is its part of the seconds of all."""
-
-    stage: str
-    digest: str
-    rows_in: int
-    rows_out: int
-    dropped: dict[str, int]
-    seconds: float
-    share: float
-    tokens: int | None
-    inputs: list[str]
+    changes: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,7 @@ class Page:
     samples: list[Sample]
     sample_temperature: float
     marked: bool
+    significance: list[Comparison]
     settings: str
     lineage: list[Step]
     libraries: dict[str, str]
@@ -98,6 +91,7 @@ def collect(job: Job) -> Page:
         samples=_samples(job.inputs, metrics, temperature, marked),
         sample_temperature=temperature,
         marked=marked,
+        significance=_significance(evaluation, metrics),
         settings=yaml.safe_dump(job.config["experiment"], sort_keys=False, allow_unicode=True),
         lineage=lineage(list(job.inputs.values())),
         libraries=manifest.get("libraries", {}),
@@ -131,15 +125,19 @@ def describe(objective: Mapping[str, Any]) -> str:
     return f"{objective['name']} ({fields})" if fields else str(objective["name"])
 
 
+def _significance(evaluation: Artifact, metrics: Mapping[str, Any]) -> list[Comparison]:
+    policies = [p["name"] for p in metrics["policies"]]
+    settings = (metrics["resamples"], evaluation.manifest["config"]["seed"], metrics["confidence"])
+    return compare(Frame.from_rows(evaluation.table()), policies, metrics["temperatures"], *settings)
+
+
 def _samples(
     inputs: Mapping[str, Artifact], metrics: Mapping[str, Any], temperature: float, marked: bool
 ) -> list[Sample]:
     """Prompts spread evenly over the evaluated ones, not chosen by how they look."""
     settings = Evaluate.model_validate(inputs["evaluation"].manifest["config"]["evaluate"])
     settings = settings.model_copy(update={"temperatures": (temperature,)})
-    prompts = prompts_of(inputs["prompts"], settings)
-    places = np.unique(np.linspace(0, prompts.num_rows - 1, min(SAMPLES, prompts.num_rows)).astype(int))
-    prompts = prompts.take(places)
+    prompts = _spread(prompts_of(inputs["prompts"], settings), SAMPLES)
     policies = [p["name"] for p in metrics["policies"]]
     texts = {}
     for source, names in (("responses", [TEACHER, INITIAL]), ("eval_responses", policies)):
@@ -153,8 +151,18 @@ def _samples(
         if prompt["reference"] is not None:
             shown.append(("human reference", prompt["reference"], scores.get(("reference", key))))
         shown += [(labels[p], texts[p, key], scores.get((p, key))) for p in policies if (p, key) in texts]
-        samples.append(Sample(prompt["prompt"], [_shown(prompt["prompt"], *text, marked) for text in shown]))
-    return samples
+        before = scores.get((INITIAL, key))
+        after = {p: scores.get((p, key)) for p in policies if p not in (INITIAL, TEACHER)}
+        changes = {p: v - before for p, v in after.items() if v is not None and before is not None}
+        texts_of = [_shown(prompt["prompt"], *text, marked) for text in shown]
+        samples.append(Sample(prompt["prompt"], texts_of, changes))
+    size = sum(len(s.prompt) + sum(len(t.text) for t in s.texts) for s in samples)
+    return samples[:: -(-size // SAMPLE_CHARACTERS)] if samples else samples
+
+
+def _spread(prompts: pa.Table, count: int) -> pa.Table:
+    places = np.unique(np.linspace(0, prompts.num_rows - 1, min(count, prompts.num_rows)).astype(int))
+    return prompts.take(places)
 
 
 def _shown(prompt: str, label: str, text: str, score: float | None, marked: bool) -> Shown:
@@ -168,39 +176,3 @@ def _scores(evaluation: Artifact, temperature: float) -> dict[tuple[str, str], f
     rows = table.filter(pc.equal(table["temperature"], temperature)).to_pylist()
     found = {(row["policy"], row["prompt_id"]): row["score"] for row in rows}
     return found | {("reference", row["prompt_id"]): row["reference_score"] for row in rows}
-
-
-def lineage(artifacts: list[Artifact]) -> list[Step]:
-    """Every artifact behind ``artifacts``, inputs first, each once."""
-    manifests: dict[str, dict[str, Any]] = {}
-
-    def visit(artifact: Artifact) -> None:
-        if artifact.name in manifests:
-            return
-        manifest = artifact.manifest
-        for parent in manifest["inputs"].values():
-            visit(Artifact(artifact.store, parent))
-        manifests[artifact.name] = manifest
-
-    for artifact in artifacts:
-        visit(artifact)
-    total = sum(m.get("seconds", 0) for m in manifests.values()) or 1
-    return [_step(name, manifest, total) for name, manifest in manifests.items()]
-
-
-def _step(name: str, manifest: Mapping[str, Any], total: float) -> Step:
-    rows = manifest.get("rows", {})
-    tokens = manifest["metrics"].get("tokens", manifest["metrics"].get("num_tokens"))
-    if isinstance(tokens, Mapping):
-        tokens = sum(tokens.values())
-    return Step(
-        stage=manifest["name"],
-        digest=name.removeprefix(f"{manifest['name']}-"),
-        rows_in=rows.get("in", 0),
-        rows_out=rows.get("out", 0),
-        dropped=rows.get("dropped", {}),
-        seconds=manifest.get("seconds", 0),
-        share=manifest.get("seconds", 0) / total,
-        tokens=int(tokens) if tokens is not None else None,
-        inputs=sorted(set(manifest["inputs"].values())),
-    )
