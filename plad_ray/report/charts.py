@@ -108,22 +108,22 @@ def _dots(
 
 def training(page: Page) -> list[Chart]:
     """Curves of the distillation runs, one line an arm (two where chosen and rejected are drawn together)."""
-    return _curves(page.curves, colours(page.metrics), TRAINING)
+    return curves(page.curves, colours(page.metrics), TRAINING)
 
 
 def sft(page: Page) -> list[Chart]:
-    curves = {{"student": "initial student"}.get(role, role): curve for role, curve in page.sft.items()}
-    return _curves(curves, {"initial student": 0, "teacher": 1}, {"Loss of supervised fine-tuning": ("loss",)})
+    found = {{"student": "initial student"}.get(role, role): curve for role, curve in page.sft.items()}
+    return curves(found, {"initial student": 0, "teacher": 1}, {"Loss of supervised fine-tuning": ("loss",)})
 
 
-def _curves(
-    curves: Mapping[str, Sequence[Mapping[str, float]]], colour: Mapping[str, int], wanted: Mapping[str, Sequence[str]]
+def curves(
+    found: Mapping[str, Sequence[Mapping[str, float]]], colour: Mapping[str, int], wanted: Mapping[str, Sequence[str]]
 ) -> list[Chart]:
     """Long curves are drawn as a running mean; hovering says what was logged."""
     charts = []
     for title, names in wanted.items():
         lines = []
-        for arm, curve in curves.items():
+        for arm, curve in found.items():
             for i, name in enumerate(names):
                 points = [(row["step"], row[name]) for row in curve if row.get(name) is not None]
                 if points:

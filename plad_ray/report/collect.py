@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import yaml
 
 from plad_ray.artifacts import Artifact
-from plad_ray.config import Evaluate
+from plad_ray.config import Evaluate, parse
 from plad_ray.data import demo
 from plad_ray.evaluate.frame import Frame, prompts_of, responses_of
 from plad_ray.evaluate.table import INITIAL, TEACHER
@@ -69,8 +69,9 @@ def collect(job: Job) -> Page:
     """Read the report's inputs (see ``report.run``)."""
     evaluation = job.inputs["evaluation"]
     metrics = evaluation.store.read_json(evaluation.file("files/metrics.json"))
-    pairs = _pairs(_group(job.inputs, "pairs/"))
-    curves = {arm: _curve(a) for arm, a in _group(job.inputs, "train/").items()}
+    arms = [p["name"] for p in metrics["policies"] if p["name"] in job.config["arms"]]
+    pairs = _pairs({arm: a for arm in arms if (a := job.inputs.get(f"pairs/{arm}"))})
+    curves = {arm: curve(job.inputs[f"train/{arm}"]) for arm in arms}
     marked = job.config["scorer"] == "demo"
     temperature = min(metrics["temperatures"])
     said = [
@@ -84,23 +85,26 @@ def collect(job: Job) -> Page:
         name=job.config["name"],
         metrics=metrics,
         sentences=said,
-        objectives={arm: describe(objective) for arm, objective in job.config["arms"].items()},
+        objectives={arm: describe(job.config["arms"][arm]) for arm in arms},
         pairs=pairs,
         curves=curves,
-        sft={role: _curve(a) for role, a in _group(job.inputs, "sft/").items()},
+        sft={role: curve(a) for role in ("teacher", "student") if (a := job.inputs.get(f"sft/{role}"))},
         samples=_samples(job.inputs, metrics, temperature, marked),
         sample_temperature=temperature,
         marked=marked,
         significance=_significance(evaluation, metrics),
-        settings=yaml.safe_dump(job.config["experiment"], sort_keys=False, allow_unicode=True),
-        lineage=lineage(list(job.inputs.values())),
+        settings=_as_yaml(job.config["experiment"]),
+        lineage=lineage(sorted(job.inputs.values(), key=lambda artifact: artifact.name)),
         libraries=manifest.get("libraries", {}),
         commit=manifest.get("git_commit"),
     )
 
 
-def _group(inputs: Mapping[str, Artifact], prefix: str) -> dict[str, Artifact]:
-    return {key.removeprefix(prefix): artifact for key, artifact in inputs.items() if key.startswith(prefix)}
+def _as_yaml(experiment: Mapping[str, Any]) -> str:
+    """The settings in the order of the experiment file's sections, whatever order they were stored in."""
+    ordered = parse(json.loads(json.dumps(experiment, sort_keys=True)))
+    settings = ordered.model_dump(mode="json", exclude={"runtime", "merge"}, exclude_defaults=True)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def _pairs(tables: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
@@ -111,7 +115,7 @@ def _pairs(tables: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
     return {", ".join(names): tables[names[0]].manifest["metrics"] for names in sharing.values()}
 
 
-def _curve(artifact: Artifact) -> list[dict[str, float]]:
+def curve(artifact: Artifact) -> list[dict[str, float]]:
     """The training log, one mapping a logged step; empty for a model that was not trained here."""
     name = artifact.file("files/metrics.jsonl")
     if not artifact.store.exists(name):
@@ -121,7 +125,9 @@ def _curve(artifact: Artifact) -> list[dict[str, float]]:
 
 def describe(objective: Mapping[str, Any]) -> str:
     """``plad_rank (margin 1, sft_weight 10)``."""
-    fields = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
+    fields = ", ".join(
+        f"{key} {value}" for key, value in sorted(objective.items()) if key != "name" and value is not None
+    )
     return f"{objective['name']} ({fields})" if fields else str(objective["name"])
 
 
@@ -143,7 +149,7 @@ def _samples(
     for source, names in (("responses", [TEACHER, INITIAL]), ("eval_responses", policies)):
         for row in responses_of(inputs[source], settings, names, prompts).to_pylist():
             texts[row["policy"], row["prompt_id"]] = row["text"]
-    scores = _scores(inputs["evaluation"], temperature)
+    scores = scores_of(inputs["evaluation"], temperature)
     labels = {p["name"]: p["label"] for p in metrics["policies"]}
     samples = []
     for prompt in prompts.to_pylist():
@@ -156,8 +162,13 @@ def _samples(
         changes = {p: v - before for p, v in after.items() if v is not None and before is not None}
         texts_of = [_shown(prompt["prompt"], *text, marked) for text in shown]
         samples.append(Sample(prompt["prompt"], texts_of, changes))
+    return thinned(samples)
+
+
+def thinned(samples: list[Sample]) -> list[Sample]:
+    """Every one, or evenly fewer where their text would make the page heavy."""
     size = sum(len(s.prompt) + sum(len(t.text) for t in s.texts) for s in samples)
-    return samples[:: -(-size // SAMPLE_CHARACTERS)] if samples else samples
+    return samples[:: max(1, -(-size // SAMPLE_CHARACTERS))]
 
 
 def _spread(prompts: pa.Table, count: int) -> pa.Table:
@@ -171,7 +182,7 @@ def _shown(prompt: str, label: str, text: str, score: float | None, marked: bool
     return Shown(label, text, score, demo.mark(prompt, text), demo.missing(prompt, text))
 
 
-def _scores(evaluation: Artifact, temperature: float) -> dict[tuple[str, str], float]:
+def scores_of(evaluation: Artifact, temperature: float) -> dict[tuple[str, str], float]:
     table = evaluation.table(["policy", "prompt_id", "temperature", "score", "reference_score"])
     rows = table.filter(pc.equal(table["temperature"], temperature)).to_pylist()
     found = {(row["policy"], row["prompt_id"]): row["score"] for row in rows}

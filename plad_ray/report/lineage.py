@@ -48,7 +48,7 @@ def lineage(artifacts: Iterable[Artifact]) -> list[Step]:
         if artifact.name in manifests:
             return
         manifest = artifact.manifest
-        for parent in manifest["inputs"].values():
+        for _, parent in sorted(manifest["inputs"].items()):
             visit(Artifact(artifact.store, parent))
         manifests[artifact.name] = manifest
 
@@ -73,7 +73,7 @@ def _step(name: str, manifest: Mapping[str, Any]) -> Step:
         gpus=gpus,
         tokens=_total(metrics.get("tokens", metrics.get("num_tokens"))),
         read=_total(metrics.get("prompt_tokens")),
-        inputs=dict(manifest["inputs"]),
+        inputs=dict(sorted(manifest["inputs"].items())),
         settings=yaml.safe_dump(manifest.get("identity", {}), sort_keys=False, allow_unicode=True),
     )
 
