@@ -85,6 +85,24 @@ def inspect(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN [RUN]", help="a finished run: its experiment file, or its name in the store"),
+    ],
+    store: Annotated[str, typer.Option("--store", help="where runs given by name are")] = "runs",
+    out: Annotated[Path, typer.Option("--out", help="the page; its Markdown twin is written beside it")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write one page of a finished run, or of two compared on the prompts they share."""
+    from plad_ray.report import command
+
+    for path in command.write(runs, store, out):
+        typer.echo(path)
+
+
+@app.command()
 def env() -> None:
     """Versions, devices and settings, for a bug report."""
     from plad_ray import env

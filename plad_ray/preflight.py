@@ -13,6 +13,7 @@ from plad_ray.artifacts import Store
 from plad_ray.config import Experiment, Model, Role
 from plad_ray.errors import PladError
 from plad_ray.stages import Stage
+from plad_ray.track.choose import check as check_trackers
 
 
 def open_store(exp: Experiment) -> Store:
@@ -32,6 +33,8 @@ def open_store(exp: Experiment) -> Store:
 
 def check(exp: Experiment, todo: list[Stage]) -> None:
     """Check what the stages ``todo`` will use; a finished stage's models are not looked at again."""
+    if any("training" in stage.config for stage in todo):
+        check_trackers(exp.runtime.track)
     if exp.scorer is not None and any(isinstance(s.config.get("scorer"), dict) for s in todo):
         from plad_ray.reward import check as check_scorer
 
