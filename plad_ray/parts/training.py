@@ -26,6 +26,11 @@ class Made:
     student: tuple[Stage, ...]
     texts: dict[str, Stage] = field(default_factory=dict)  # inputs of the pair builders
 
+    @property
+    def initial(self) -> Stage | None:
+        """The SFT of the student, before any distillation."""
+        return self.student[0] if self.student else None
+
 
 def sft(exp: Experiment, name: str, prompts: Stage) -> Stage | None:
     """None when the role needs none."""
@@ -120,8 +125,7 @@ def _select_on_dev(exp: Experiment, arm: str, section: Distill, made: Made, tabl
         f"{arm}-{name}": distill(exp, f"{arm}-{name}", candidate, made, table)
         for name, candidate in section.candidates().items()
     }
-    student = made.student[0] if made.student else None
-    responses = generate_arms(exp, f"dev-responses-{arm}", trained, made.prompts, student, "dev")
+    responses = generate_arms(exp, f"dev-responses-{arm}", trained, made.prompts, made.initial, "dev")
     return select(arm, trained, score(exp, f"dev-scores-{arm}", made.prompts, responses))
 
 

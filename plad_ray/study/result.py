@@ -14,6 +14,7 @@ from plad_ray.config.base import Section
 
 #: ``percent``: a share shown as 61.3 %; ``points``: a difference of shares, shown as +1.3; the others as they are.
 Unit = Literal["text", "number", "percent", "points", "p", "count"]
+Kind = Literal["points", "line", "line+points", "bars", "band"]
 
 
 class Interval(Section):
@@ -73,7 +74,7 @@ class Series(Section):
     hovering in ``notes``."""
 
     name: str
-    kind: Literal["points", "line", "line+points", "bars", "band"] = "line+points"
+    kind: Kind = "line+points"
     x: tuple[float, ...]
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
