@@ -10,13 +10,13 @@ from plad_ray.artifacts import Store
 from plad_ray.config import Experiment, StudySettings
 from plad_ray.config.search import Search
 from plad_ray.evaluate.table import INITIAL, TEACHER, summarise
-from plad_ray.pipeline import plan as plan_experiment
-from plad_ray.stages import Job, Stage
+from plad_ray.stages import Job
 from plad_ray.study import runs, search
-from plad_ray.study.arms import MAIN, Sections, vary, with_arms
-from plad_ray.study.base import Plan, Seeds, Study, last_stage, needs_scorer, of_run
+from plad_ray.study.arms import MAIN, Sections, vary
+from plad_ray.study.base import Plan, Study
+from plad_ray.study.graph import Seeds, evaluated, needs_scorer
 from plad_ray.study.pieces import LABELS, how, points
-from plad_ray.study.result import Axis, Cell, Column, Figure, Interval, Line, StudyResult, Table
+from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Runs
 
 
@@ -27,55 +27,49 @@ class Settings(StudySettings):
 
 
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
-    """Two steps where there is a search: what it finds, on its own seeds and dev, is frozen before test is read."""
-    needs_scorer(exp, "compare")
-    arms, seeds = exp.arms(), Seeds.of(exp, settings)
-    if settings.search is None:
-        return evaluated(exp, arms, seeds, settings, {})
-    whole, searched = search.plan(exp, settings.search, arms, seeds.seeds)
-    if not searched.artifact(store).finished:
-        return Plan(
-            whole, [searched], then="each arm is trained with what the search chose, and evaluated on each seed"
-        )
-    chosen = search.choice(searched.artifact(store))
-    tuned = {arm: vary(arms[arm], chosen[arm]["changes"], f"arm {arm}") for arm in arms}
-    return evaluated(exp, tuned, seeds, settings, {"search": searched})
+    return tuned(STUDY, exp, exp.arms(), settings, store)
 
 
-def evaluated(
-    exp: Experiment, arms: dict[str, Sections], seeds: Seeds, settings: Settings, inputs: dict[str, Stage]
+def tuned(
+    study: Study[Any],
+    exp: Experiment,
+    arms: dict[str, Sections],
+    settings: Settings,
+    store: Store,
+    facts: dict[str, Any] | None = None,
 ) -> Plan:
-    whole = with_arms(exp, arms)
-    found = {
-        seed: of_run(plan_experiment(seeded).stages["evaluate"], f"seed {seed}")
-        for seed, seeded in Seeds(whole, seeds.seeds)
-    }
-    last = last_stage(STUDY, whole, settings, {**inputs, **runs.inputs(found)}, {"arms": list(arms)})
-    return Plan(whole, [last], last)
+    """Two steps where there is a search: what it finds, on its own seeds and dev, is frozen before test is read."""
+    needs_scorer(exp, study.name)
+    if settings.search is None:
+        return evaluated(study, exp, arms, settings, facts)
+    whole, searched = search.plan(exp, settings.search, arms, Seeds.of(exp, settings).seeds)
+    if not searched.artifact(store).finished:
+        then = "each arm is trained with what the search chose, and evaluated on each seed"
+        return Plan(whole, [searched], then=then)
+    chosen = search.choice(searched.artifact(store))
+    frozen = {arm: vary(sections, chosen[arm]["changes"], f"arm {arm}") for arm, sections in arms.items()}
+    return evaluated(study, exp, frozen, settings, facts, {"search": searched})
 
 
-def result(job: Job) -> StudyResult:
-    found = Runs.of(job)
-    policies = [p for p in (TEACHER, INITIAL, *job.config["facts"]["arms"])]
-    tables = [table(found, policies), differences(found, job.config["facts"]["arms"])]
-    if len(found.seeds) > 1:
-        tables.append(by_seed(found, policies))
-    if "search" in job.inputs:
-        tables.append(searched(search.choice(job.inputs["search"])))
-    return StudyResult(
-        study=STUDY.name,
-        name=job.config["name"],
-        title=STUDY.title,
-        summary=tuple(sentences(found, job.config["facts"]["arms"])),
-        tables=tuple(tables),
-        figures=(figure(found, policies),),
+def result(job: Job) -> Findings:
+    found, arms = Runs.of(job), job.config["facts"]["arms"]
+    return Findings(
+        summary=tuple(sentences(found, arms)),
+        tables=(table(found, arms), differences(found, arms), *further(job, found, arms)),
+        figures=(figure(found, arms),),
         confidence=found.evaluate.confidence,
     )
 
 
-def table(found: Runs, policies: list[str]) -> Table:
+def further(job: Job, found: Runs, arms: list[str]) -> list[Table]:
+    """Each seed's own numbers where there are several, and what was searched where something was."""
+    tables = [by_seed(found, arms)] if len(found.seeds) > 1 else []
+    return [*tables, searched(search.choice(job.inputs["search"]))] if "search" in job.inputs else tables
+
+
+def table(found: Runs, arms: list[str]) -> Table:
     """Words, ROUGE and win rates of every policy at every temperature."""
-    labels = {p: LABELS.get(p, p) for p in policies}
+    labels = {p: LABELS.get(p, p) for p in (TEACHER, INITIAL, *arms)}
     evaluate = found.evaluate
     metrics = summarise(found.frames, labels, evaluate.temperatures, evaluate.bootstrap, evaluate.confidence, 0)
     names = ("words", "truncated", "rouge1", "rouge2", "rougeL")
@@ -134,10 +128,10 @@ def differences(found: Runs, arms: list[str]) -> Table:
     )
 
 
-def by_seed(found: Runs, policies: list[str]) -> Table:
+def by_seed(found: Runs, arms: list[str]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for t in found.evaluate.temperatures:
-        for policy in (p for p in policies if found.has(p, t)):
+        for policy in (p for p in (TEACHER, INITIAL, *arms) if found.has(p, t)):
             won = found.won(policy, t)
             rows.append((LABELS.get(policy, policy), t, *(runs.mean([w]) for w in won), runs.mean(won)))
     return Table(
@@ -173,9 +167,9 @@ def searched(chosen: dict[str, Any]) -> Table:
     )
 
 
-def figure(found: Runs, policies: list[str]) -> Figure:
+def figure(found: Runs, arms: list[str]) -> Figure:
     """Win rates with their intervals, a series a temperature."""
-    shown = [p for p in policies if any(found.has(p, t) for t in found.evaluate.temperatures)]
+    shown = [p for p in (TEACHER, INITIAL, *arms) if any(found.has(p, t) for t in found.evaluate.temperatures)]
     wanted = {(p, t): found.won(p, t) for t in found.evaluate.temperatures for p in shown if found.has(p, t)}
     estimates = found.estimates(wanted)
     series = []

@@ -110,22 +110,26 @@ class Figure(Section):
     lines: tuple[Line, ...] = ()
 
 
-class StudyResult(Section):
-    """``summary``: plain sentences, the most important first. ``artifacts``: by what it was used for, the name of each
-    artifact in the store that the numbers were computed from. ``settings``: the study's own settings, complete.
-    ``experiment``: the experiment as YAML. ``chosen``: YAML files that ``plad run`` takes, by file name."""
+class Findings(Section):
+    """What a study's artifacts say. ``summary``: plain sentences, the most important first. ``chosen``: YAML files that
+    ``plad run`` takes, by file name."""
+
+    summary: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+    chosen: dict[str, str] = Field(default_factory=dict)
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class StudyResult(Findings):
+    """The findings and where they come from. ``artifacts``: by what it was used for, the name of each artifact in the
+    store that the numbers were computed from. ``settings``: the study's own, complete. ``experiment``: as YAML."""
 
     study: str
     name: str = Field(description="of the experiment")
     title: str
     paper: str = Field("", description="the table or figure of the paper that it redoes")
-    summary: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    tables: tuple[Table, ...]
-    figures: tuple[Figure, ...] = ()
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     settings: dict[str, object] = Field(default_factory=dict)
     experiment: str = ""
-    chosen: dict[str, str] = Field(default_factory=dict)
     artifacts: dict[str, str] = Field(default_factory=dict)
-    command: str = Field("", description="what computes this again")

@@ -18,18 +18,13 @@ from plad_ray.evaluate.bootstrap import estimate, resampled_means
 from plad_ray.evaluate.frame import Frame
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.evaluate.winrate import wins
-from plad_ray.stages import Job, Stage
+from plad_ray.stages import Job
+from plad_ray.study.graph import EVALUATION
 from plad_ray.study.result import Interval
 from plad_ray.study.statistics import holm
 
-PREFIX = "evaluation/"
 K = TypeVar("K", bound=Hashable)
 Values = list[np.ndarray]  # [N_s] for each run; NaN where missing
-
-
-def inputs(evaluations: Mapping[int, Stage]) -> dict[str, Stage]:
-    """The evaluation of each seed, as an input of the study's stage."""
-    return {f"{PREFIX}{seed}": stage for seed, stage in evaluations.items()}
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ class Runs:
 
 def evaluations(job: Job) -> dict[int, Artifact]:
     """Evaluation artifacts by seed."""
-    return {int(key.removeprefix(PREFIX)): a for key, a in job.inputs.items() if key.startswith(PREFIX)}
+    return {int(key.removeprefix(EVALUATION)): a for key, a in job.inputs.items() if key.startswith(EVALUATION)}
 
 
 def corrected(found: Mapping[K, Interval | None]) -> dict[K, Interval | None]:

@@ -10,13 +10,12 @@ from pydantic import Field, field_validator
 from plad_ray import parts, preview
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment, StudySettings
-from plad_ray.pipeline import plan as plan_experiment
-from plad_ray.stages import Job, Stage
-from plad_ray.study import runs
-from plad_ray.study.arms import Sections, vary, with_arms
-from plad_ray.study.base import Plan, Seeds, Study, last_stage, needs_scorer, of_run
+from plad_ray.stages import Job
+from plad_ray.study.arms import Sections, vary
+from plad_ray.study.base import Plan, Study
+from plad_ray.study.graph import Seeds, evaluated, needs_scorer
 from plad_ray.study.pieces import how, points
-from plad_ray.study.result import Axis, Cell, Column, Figure, Interval, Series, StudyResult, Table
+from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs
 from plad_ray.study.statistics import log_fit, more_for
 
@@ -56,25 +55,13 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
             limit = max(1, round(share * _most(sections, min(known))))
             arms[name] = vary(sections, {"distill.limit": limit}, f"share {share:g} of {arm}")
             facts[name] = {"arm": arm, "share": share}
-    whole = with_arms(exp, arms)
-    found: dict[int, Stage] = {}
-    trained: dict[str, Stage] = {}
-    for seed, seeded in Seeds(whole, seeds.seeds):
-        planned = plan_experiment(seeded)
-        found[seed] = of_run(planned.stages["evaluate"], f"seed {seed}")
-        trained |= {f"trained/{seed}/{name}": _trained(planned.report, name, f"seed {seed}") for name in arms}
-    last = last_stage(STUDY, whole, settings, {**runs.inputs(found), **trained}, {"arms": facts})
-    return Plan(whole, [last], last)
+    return evaluated(STUDY, exp, arms, settings, {"places": facts}, reads=("train",))
 
 
 def _most(sections: Sections, prompts: int) -> int:
     """Rows that an arm can train on at most."""
     pairs, distill = sections
     return min(prompts, pairs.limit or prompts, distill.limit or prompts)
-
-
-def _trained(report: Stage, arm: str, of: str) -> Stage:
-    return of_run(report.inputs[f"train/{arm}"], of)
 
 
 @dataclass(frozen=True)
@@ -93,8 +80,8 @@ class Measured:
         return [(size, e) for size, e in found if e is not None]
 
 
-def result(job: Job) -> StudyResult:
-    found, facts = Runs.of(job), job.config["facts"]["arms"]
+def result(job: Job) -> Findings:
+    found, facts = Runs.of(job), job.config["facts"]["places"]
     temperatures = found.evaluate.temperatures
     arms: dict[str, list[str]] = {}
     for name, fact in sorted(facts.items(), key=lambda item: item[1]["share"]):
@@ -113,10 +100,7 @@ def result(job: Job) -> StudyResult:
         for t in temperatures
         for arm, names in arms.items()
     ]
-    return StudyResult(
-        study=STUDY.name,
-        name=job.config["name"],
-        title=STUDY.title,
+    return Findings(
         summary=tuple(fit.sentence() for fit in fits),
         tables=(by_share(measured), fitted(found, fits)),
         figures=tuple(figure(measured, [fit for fit in fits if fit.temperature == t], t) for t in temperatures),
@@ -126,7 +110,7 @@ def result(job: Job) -> StudyResult:
 
 def _rows(job: Job, seeds: tuple[int, ...], name: str) -> float:
     """Rows that an arm was trained on, mean over the seeds."""
-    artifacts: list[Artifact] = [job.inputs[f"trained/{seed}/{name}"] for seed in seeds]
+    artifacts: list[Artifact] = [job.inputs[f"train/{seed}/{name}"] for seed in seeds]
     return float(np.mean([artifact.manifest["rows"]["out"] for artifact in artifacts]))
 
 

@@ -17,7 +17,7 @@ from plad_ray.parts.common import lazy
 from plad_ray.pipeline import before_distillation
 from plad_ray.stages import Job, Outcome, Stage
 from plad_ray.study.arms import MAIN, Sections, vary, with_arms
-from plad_ray.study.base import of_run
+from plad_ray.study.graph import of_run
 
 
 def plan(

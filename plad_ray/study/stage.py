@@ -14,7 +14,7 @@ from plad_ray.study.result import StudyResult
 def run(job: Job) -> Outcome:
     """Stage: ``files/result.json`` (a ``StudyResult``), ``files/study.md`` and an SVG for each of its figures."""
     study = find(job.config["study"])
-    result = study.result(job).model_copy(update=_facts(job, study))
+    result = StudyResult.model_validate({**dict(study.result(job)), **_facts(job, study)})
     write = job.out.store.write_bytes
     write(job.out.file("files/result.json"), result.model_dump_json(indent=1).encode())
     write(job.out.file("files/study.md"), markdown.render(result).encode())
