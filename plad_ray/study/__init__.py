@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 STUDIES = {
     "compare": "plad_ray.study.compare",
     "scaling": "plad_ray.study.scaling",
+    "real-pairs": "plad_ray.study.real_pairs",
+    "length": "plad_ray.study.length",
+    "ablation": "plad_ray.study.ablation",
 }
 
 

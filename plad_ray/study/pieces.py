@@ -25,3 +25,13 @@ def points(name: str, found: Sequence[tuple[float, Interval]], kind: Kind = "lin
         low=tuple(e.low for _, e in found),
         high=tuple(e.high for _, e in found),
     )
+
+
+def interval(found: Interval) -> str:
+    """A difference of shares in points: ``+1.3 [-0.2, +2.8]``."""
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def told_apart(found: Interval, confidence: float) -> str:
+    """What a sentence adds where chance explains a difference."""
+    return "" if found.p is not None and found.p <= 1 - confidence else ", not told apart from none"
