@@ -151,7 +151,7 @@ def execute(
             for stage in _admissible(waiting, running, done, {s.artifact_name for s in todo}, capacity, runtime):
                 if failure is None:
                     waiting.remove(stage)
-                    job = _job(stage, store, runtime, reporter(stage.title))
+                    job = job_of(stage, store, runtime, reporter(stage.title))
                     running[pool.submit(run_stage, stage, job, say)] = stage
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -189,7 +189,8 @@ def _admissible(
     return admitted
 
 
-def _job(stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None]) -> Job:
+def job_of(stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None] = no_progress) -> Job:
+    """What the stage's function gets, inputs being finished."""
     inputs = {key: parent.artifact(store) for key, parent in stage.inputs.items()}
     return Job(stage.name, stage.config, inputs, stage.artifact(store), runtime, progress)
 

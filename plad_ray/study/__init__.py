@@ -18,6 +18,7 @@ STUDIES = {
     "real-pairs": "plad_ray.study.real_pairs",
     "length": "plad_ray.study.length",
     "ablation": "plad_ray.study.ablation",
+    "sweep": "plad_ray.study.sweep",
 }
 
 

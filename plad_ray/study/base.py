@@ -19,13 +19,14 @@ class Plan:
     """What can be planned with what is finished now. ``exp`` stands for all its experiments: same models and runtime.
 
     ``last`` makes the study's artifact; None: the study is planned anew when ``targets`` are finished, and ``then``
-    says what comes.
+    says what comes. ``dashboard``: a local Ray needs its State API, by which Ray Train notices a trial that was stopped.
     """
 
     exp: Experiment
     targets: list[Stage]
     last: Stage | None = None
     then: str = ""
+    dashboard: bool = False
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _execute(
         from plad_ray import cluster
 
         os.environ.setdefault("PYTHONPATH", str(Path.cwd()))  # workers import the user's own modules too
-        cluster.connect(runtime)
+        cluster.connect(runtime, plan.dashboard)
         capacity = cluster.capacity()
         preflight.check_resources(plan.exp, todo, capacity)
     with Board(console, verbose) as board:
