@@ -19,6 +19,7 @@ STUDIES = {
     "length": "plad_ray.study.length",
     "ablation": "plad_ray.study.ablation",
     "sweep": "plad_ray.study.sweep",
+    "calibration": "plad_ray.study.calibration",
 }
 
 
