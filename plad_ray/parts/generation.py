@@ -57,7 +57,7 @@ def generate_samples(
     name: str,
     made: Made,
     policies: Sequence[str],
-    splits: Sequence[SplitName],
+    splits: Sequence[str],
     temperatures: tuple[float, ...],
     samples: int,
     limit: int | None,

@@ -20,6 +20,7 @@ STUDIES = {
     "ablation": "plad_ray.study.ablation",
     "sweep": "plad_ray.study.sweep",
     "calibration": "plad_ray.study.calibration",
+    "judge": "plad_ray.study.judge",
 }
 
 

@@ -57,10 +57,9 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     for seed, seeded in Seeds.of(exp, settings):
         made, arms = before_distillation(seeded), seeded.arms()
         adapters = parts.adapters(seeded, arms, made, parts.tables(seeded, arms, made))
-        limit = settings.limit or exp.evaluate.limit
-        draws = {"temperatures": (settings.temperature,), "samples": settings.samples, "limit": limit}
-        splits = ("dev", exp.evaluate.split)
-        texts = parts.generate_samples(seeded, "samples", made, settings.policies, splits, **draws)
+        limit, splits = settings.limit or exp.evaluate.limit, ("dev", exp.evaluate.split)
+        drawn = ((settings.temperature,), settings.samples, limit)
+        texts = parts.generate_samples(seeded, "samples", made, settings.policies, splits, *drawn)
         scores = parts.score(seeded, "sample-scores", made.prompts, texts)
         assert scores is not None, "checked above"
         readers = {INITIAL: made.student, **{arm: (*made.student, adapter) for arm, adapter in adapters.items()}}

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +28,7 @@ from plad_ray.stages import Job, Outcome, Stage, job_of, run_stage
 STEP = "step"
 #: of a trial's driver, which waits for its workers
 DRIVER_CPUS = 0.01
+WATCH_SECONDS = 2.0
 
 
 def stage(candidates: Mapping[str, dict[str, Any]], trained: Mapping[str, Stage], tuning: Tuning) -> Stage:
@@ -42,10 +46,12 @@ def run(job: Job, trained: Mapping[str, Stage]) -> Outcome:
     """Stage: ``files/trials.json``: by candidate ``status`` (finished, stopped, not tried) and its last ``metrics``."""
     tuning = Tuning.model_validate(job.config["tuning"])
     space = Space(job.config["candidates"])
-    results = _tuner(job, trained, tuning, space).fit()
+    with _watched(job, trained):
+        results = _tuner(job, trained, tuning, space).fit()
     if results.errors:
         raise PladError(f"{job.stage}: {len(results.errors)} trials failed, the first: {_last_line(results.errors[0])}")
-    tried = {space.name(result.config["trial"]): result.metrics or {} for result in results}
+    ended = [results[i] for i in range(len(results))]
+    tried = {space.name((result.config or {})["trial"]): result.metrics or {} for result in ended}
     found = {}
     for name, planned in trained.items():
         finished = planned.artifact(job.out.store).finished
@@ -53,9 +59,9 @@ def run(job: Job, trained: Mapping[str, Stage]) -> Outcome:
         metrics = planned.artifact(job.out.store).manifest["metrics"] if finished else tried.get(name, {})
         found[name] = {"status": status, "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)}}
     job.out.store.write_json(job.out.file("files/trials.json"), found)
-    finished = sum(trial["status"] == "finished" for trial in found.values())
-    left = {s: sum(trial["status"] == s for trial in found.values()) for s in ("stopped", "not tried")}
-    return Outcome(len(found), finished, {status.replace(" ", "_"): n for status, n in left.items() if n})
+    counts = Counter(str(trial["status"]) for trial in found.values())
+    left = {status.replace(" ", "_"): n for status, n in counts.items() if status != "finished"}
+    return Outcome(len(found), counts["finished"], left)
 
 
 class Space:
@@ -110,7 +116,6 @@ def _tuner(job: Job, trained: Mapping[str, Stage], tuning: Tuning, space: Space)
             storage_path=where,
             storage_filesystem=store.fs,
             failure_config=tune.FailureConfig(max_failures=1),  # of the driver; workers have Train's own
-            callbacks=[_Progress(job, len(space.names) if grid else tuning.trials or len(space.names))],
             verbose=0,
         ),
     )
@@ -153,19 +158,23 @@ def _trial(config: dict[str, Any], trained: Mapping[str, Stage], root: str, runt
     tune.report({STEP: metrics["steps"], **{k: v for k, v in metrics.items() if isinstance(v, int | float)}})
 
 
-class _Progress(tune.Callback):
-    """Tells the board how many trials have ended."""
+@contextmanager
+def _watched(job: Job, trained: Mapping[str, Stage]) -> Iterator[None]:
+    """Tells the board how many trials have finished. A callback of Tune's would be pickled into its state."""
+    over = threading.Event()
 
-    def __init__(self, job: Job, total: int):
-        self.progress, self.total, self.ended = job.progress, total, 0
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            done = sum(stage.artifact(job.out.store).finished for stage in trained.values())
+            job.progress(done, len(trained), "trials")
 
-    def setup(self, **info: Any) -> None:
-        self.progress(0, self.total, "trials")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended = sum(t.status == "TERMINATED" for t in trials)
-        running = sum(t.status == "RUNNING" for t in trials)
-        self.progress(min(self.ended, self.total), self.total, "trials", running=running)
+    thread = threading.Thread(target=watch, daemon=True, name="trials")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _last_line(error: Any) -> str:

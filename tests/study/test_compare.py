@@ -9,7 +9,6 @@ import pytest
 
 from plad_ray.config.search import Search
 from plad_ray.errors import PladError
-from plad_ray.study.statistics import holm
 from tests.study.here import named, rows
 
 
@@ -93,8 +92,3 @@ def test_every_arm_gets_the_same_budget():
     assert {arm: len(tried) for arm, tried in drawn.items()} == {"plad": 2, "seqkd": 2}
     with pytest.raises(PladError, match=r"search\.own\.kd: no such arm"):
         Search(own={"kd": {}}).candidates(["plad"])
-
-
-def test_holm_against_the_definition():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.6]) == [1, 1] and holm([]) == []
