@@ -88,7 +88,8 @@ def test_the_space_names_every_candidate():
     assert {space.name({"x": i, "y": j}) for i in asked["x"] for j in asked["y"]} == set(candidates)
 
 
-def sweep_file(here: Any, **tuning: Any) -> Path:
+def study_file(here: Any, **settings: Any) -> Path:
+    """For a run by the command: everything but the models' size is real."""
     exp = here.experiment(
         runtime={
             "store": str(here.folder / "runs"),
@@ -100,15 +101,15 @@ def sweep_file(here: Any, **tuning: Any) -> Path:
     )
     raw = exp.model_dump(mode="json", exclude_defaults=True)
     raw["scorer"] = {"name": "tests.study.here:word_numbers"}
-    raw["study"] = {"grid": GRID, "tuning": tuning}
-    path = here.folder / "sweep.yaml"
+    raw["study"] = settings
+    path = here.folder / "study.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
 
 
-def start(file: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(study: str, file: Path, *overrides: str) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "plad_ray", "study", "sweep", str(file), *overrides]
+    command = [sys.executable, "-m", "plad_ray", "study", study, str(file), *overrides]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of the in-process training
         environment.pop(name, None)
@@ -136,8 +137,8 @@ def manifests(store: Store, prefix: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_a_killed_sweep_goes_on_without_repeating_what_is_finished(here):
-    file, store = sweep_file(here, algorithm="grid"), Store(str(here.folder / "runs"))
-    first = start(file)
+    file, store = study_file(here, grid=GRID), Store(str(here.folder / "runs"))
+    first = start("sweep", file)
     while not manifests(store, "distill-try"):
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.5)
@@ -145,7 +146,7 @@ def test_a_killed_sweep_goes_on_without_repeating_what_is_finished(here):
     done = manifests(store, "distill-try")
     texts = manifests(store, "responses")
     assert 1 <= len(done) < 4 and len(texts) == 1
-    second = start(file)
+    second = start("sweep", file)
     output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output
     after = manifests(store, "distill-try")
@@ -161,13 +162,28 @@ def test_a_killed_sweep_goes_on_without_repeating_what_is_finished(here):
 @pytest.mark.parametrize("algorithm", ["asha", "optuna"])
 def test_stopped_trials_give_their_workers_back(here, algorithm):
     """The same cluster, with room for one trial, goes on to the next: held workers would block it for ever."""
-    tuning = {
-        "algorithm": algorithm,
-        **({"grace_steps": 2, "reduction_factor": 2} if algorithm == "asha" else {"trials": 3}),
-    }
-    process = start(sweep_file(here, **tuning), "runtime.local_cpus=2")
+    more = {"asha": {"grace_steps": 2, "reduction_factor": 2}, "optuna": {"trials": 3}}[algorithm]
+    file = study_file(here, grid=GRID, tuning={"algorithm": algorithm, **more})
+    process = start("sweep", file, "runtime.local_cpus=2")
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     [result] = manifests(Store(str(here.folder / "runs")), "sweep").values()
     assert result["rows"]["in"] == 4 and result["rows"]["out"] >= 1
     assert ("stopped" in result["rows"]["dropped"]) == (algorithm == "asha"), result["rows"]
+
+
+@pytest.mark.train
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_by_its_command(here):
+    """Ray, engines and Ray Train are real; the summary, the page and the result are where they are said to be."""
+    process = start("compare", study_file(here, seeds=[0, 1]))
+    output, _ = process.communicate(timeout=800)
+    assert process.returncode == 0, output
+    assert "distilled less each of the others" in output and "study compare" in output
+    folder = here.folder / "runs/tiny/study-compare"
+    assert {file.name for file in folder.iterdir()} == {"result.json", "study.md", "win-rates.svg"}
+    assert "## By seed" in (folder / "study.md").read_text() and str(folder / "study.md") in output
+    again = start("compare", here.folder / "study.yaml")
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0 and "stages to run" not in output
