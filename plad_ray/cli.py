@@ -69,6 +69,27 @@ def stage(
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="which study; `plad study list` names them")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="EXP.yaml", help="an experiment or a study file (jobs/studies/)")
+    ] = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a study: a table or figure of the paper on your models and data. Settings: study.key=value."""
+    from plad_ray.study import running
+
+    if name == "list":
+        running.list_studies()
+        return
+    if file is None:
+        raise PladError(f"plad study {name}: give the experiment or study file, e.g. jobs/studies/{name}.yaml")
+    running.run(name, file, tuple(overrides or ()), dry_run, verbose)
+
+
+@app.command()
 def inspect(
     what: Annotated[
         str, typer.Argument(metavar="WHAT", help="prompts, tokens, pairs, responses, artifacts, lineage, or a stage")

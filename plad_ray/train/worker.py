@@ -162,7 +162,7 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
     def at_checkpoint(step: int) -> None:
         with tempfile.TemporaryDirectory(prefix="plad-checkpoint-") as folder:
             checkpoint.save(run.engine, Path(folder), {"step": step, "lines": run.lines})
-            world.report({"step": step, "loss": run.lines[-1]["loss"]}, Path(folder) if world.rank == 0 else None)
+            world.report({**run.lines[-1], "step": step}, Path(folder) if world.rank == 0 else None)
 
     every = checkpoint_steps(job.runtime.train.checkpoint_every, run.objective)
     subject = Subject(job.out.name, job.out.store.root, job.stage, job.config, run.start)
