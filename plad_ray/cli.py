@@ -133,6 +133,17 @@ def submit(
 
 
 @app.command()
+def manifest(
+    file: Annotated[Path, typer.Argument(metavar="VALUES.yaml", help="see cluster/kuberay/")],
+    overrides: Overrides = None,
+) -> None:
+    """The KubeRay manifests of an experiment, checked against what it needs, for `kubectl apply -f -`."""
+    from plad_ray.manifest.render import manifest
+
+    typer.echo(manifest(file, tuple(overrides or ())), nl=False)
+
+
+@app.command()
 def version() -> None:
     """The version of plad_ray."""
     from importlib.metadata import PackageNotFoundError

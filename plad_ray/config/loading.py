@@ -18,6 +18,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
 
     Raises PladError naming the file, the key, the value and what would be right.
     """
+    return parse(read(path, overrides), str(path))
+
+
+def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The file as a mapping, the overrides in it, not validated."""
     file = Path(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -31,7 +36,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
         raise PladError(f"{file}: an experiment is a mapping of sections (name, data, teacher, student, …)")
     for override in overrides:
         apply_override(raw, override)
-    return parse(raw, str(file))
+    return raw
 
 
 def parse(raw: dict[str, Any], where: str = "experiment") -> Experiment:
