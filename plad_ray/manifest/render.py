@@ -54,10 +54,13 @@ def render(values: Values, experiment: dict[str, Any]) -> str:
 
 
 def image_name(values: Values) -> str:
-    """``repository:<plad_ray>-ray<Ray>-<variant>``, and the digest where one is given."""
-    image = values.image
-    digest = f"@{image.digest}" if image.digest else ""
-    return f"{image.repository}:{metadata.version('plad-ray')}-ray{ray_version()}-{image.variant}{digest}"
+    digest = f"@{values.image.digest}" if values.image.digest else ""
+    return f"{values.image.repository}:{tag(values.image.variant)}{digest}"
+
+
+def tag(variant: str) -> str:
+    """``<plad_ray>-ray<Ray>-<variant>``: an image is named by what is in it."""
+    return f"{metadata.version('plad-ray')}-ray{ray_version()}-{variant}"
 
 
 def ray_version() -> str:
