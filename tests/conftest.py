@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,6 +58,60 @@ def gloo():
     torch.distributed.destroy_process_group()
     for name in place:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """`ray start --head` on free ports with a token of its own; yields (dashboard address, environment).
+
+    Its jobs import plad_ray from here, whatever folder they were submitted from; the canary key is in its environment.
+    """
+    token = tmp_path_factory.mktemp("cluster") / "token"
+    token.write_text("0" * 32)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    port, dashboard = free_port(), free_port()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", "--num-cpus=8", "--object-store-memory=500000000"]
+    command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", "--ray-client-server-port=" + str(free_port())]
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(dashboard)
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        processes = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        psutil.wait_procs([psutil.Process(head.pid)], timeout=60)
+        for process in (head, *processes):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(port: int, seconds: float = 120) -> None:
+    """Until something listens."""
+    deadline = time.time() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.time() > deadline:
+                raise
+            time.sleep(1)
 
 
 #: Sizes of ``save_tiny_model``, as the config of each family calls them.
