@@ -13,10 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.stores.s3 import BUCKET, Faults, s3
+from tests.stores.s3 import ENVIRONMENT as S3_ENVIRONMENT
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 #: a key that must turn up nowhere; here, as Ray's workers get the environment that Ray was started in
 API_KEY = "canary-2c7a91e04b"
 os.environ["PLAD_TEST_API_KEY"] = API_KEY
+os.environ.update(S3_ENVIRONMENT)
 
 SHARED = Path(os.environ.get("PLAD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -27,6 +31,23 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no shared data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server and what goes wrong with it."""
+    faults = Faults()
+    with s3(faults) as address:
+        yield address, faults
+
+
+@pytest.fixture
+def s3_root(s3_server, tmp_path):
+    """Root of an empty store on it, which nothing goes wrong with unless ``faults`` is changed."""
+    address, faults = s3_server
+    faults.share, faults.always, faults.kinds, faults.count = 0.0, None, Faults.kinds, 0
+    yield f"s3://{BUCKET}/{tmp_path.name}?endpoint_override={address}&scheme=http"
+    faults.share, faults.always = 0.0, None
 
 
 @pytest.fixture(scope="session")
