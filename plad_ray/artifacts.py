@@ -47,9 +47,9 @@ class Store:
         if "://" not in root:
             root = str(Path(root).expanduser().resolve())  # workers have another current folder
         self.root = root
-        self.fs, self.base = _s3(root) if root.startswith("s3://") else pafs.FileSystem.from_uri(root)
+        self.fs, base = _s3(root) if root.startswith("s3://") else pafs.FileSystem.from_uri(root)
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
-        self.base = self.base.rstrip("/")
+        self.base = str(base).rstrip("/")
 
     def path(self, name: str) -> str:
         """The filesystem's own path of ``name``."""

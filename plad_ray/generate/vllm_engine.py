@@ -158,7 +158,7 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
 def _fetching(engine: type[Any]) -> type[Any]:
     """``engine`` that has its weights copied out of the object store first: its actor may be on any machine."""
 
-    class FetchingEngine(engine):  # type: ignore[misc]
+    class FetchingEngine(engine):
         def __init__(self, *arguments: Any, fetch: Callable[[], None], **more: Any):
             fetch()
             super().__init__(*arguments, **more)
