@@ -130,6 +130,11 @@ def _adapter_folder(adapter: str) -> Path:
     folder = Path(adapter).expanduser().resolve()
     if not (folder / "adapter_config.json").is_file():
         raise PladError(f"model.adapter {adapter}: no PEFT adapter folder (adapter_config.json is not there)")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise PladError(
+            f"model.adapter {adapter}: adapter_model.safetensors is not there; a pickled adapter_model.bin can run code "
+            "when loaded: load it where you trust it and save it again with save_pretrained"
+        )
     return folder
 
 
