@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 SEEDS ?= 0 1 2 3 4
 
-.PHONY: setup demo demo-seeds test test-all chaos lint bench clean
+.PHONY: setup demo demo-seeds test test-all chaos lint bench image audit clean
 
 setup: $(READY)
 
@@ -35,6 +35,15 @@ chaos: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# EXTRA=cpu or gpu; the tag is the one that `plad manifest` writes.
+image: setup
+	docker buildx build --file cluster/Dockerfile --build-arg EXTRA=$(EXTRA) --sbom=true --provenance=true --push \
+	  --tag $(REPOSITORY):$(shell $(BIN)/python -c 'from plad_ray.manifest.render import tag; print(tag("$(EXTRA)"))') .
+
+# Known vulnerabilities of what is installed (asks PyPI).
+audit: setup
+	$(BIN)/uv tool run pip-audit --skip-editable --path $(wildcard .venv/lib/python3.*/site-packages)
 
 lint: setup
 	$(BIN)/ruff check .

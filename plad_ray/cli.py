@@ -43,6 +43,8 @@ app = typer.Typer(
 File = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="the experiment file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="overrides, values in YAML")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and run nothing")]
+Address = Annotated[str, typer.Option("--address", help="of the cluster's dashboard")]
+JobName = Annotated[str, typer.Argument(metavar="EXP.yaml|JOB", help="the experiment file, or a job's id")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="more log lines")]
 
 
@@ -159,7 +161,7 @@ def merge(
 def submit(
     file: File,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option("--address", help="of the cluster's dashboard")] = "http://127.0.0.1:8265",
+    address: Address = "http://127.0.0.1:8265",
     runtime_env: Annotated[
         Path | None, typer.Option("--runtime-env", help="YAML laid over the default runtime environment")
     ] = None,
@@ -169,6 +171,52 @@ def submit(
     from plad_ray import submit
 
     raise typer.Exit(submit.submit(file, tuple(overrides or ()), address, runtime_env, wait))
+
+
+@app.command()
+def status(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[EXP.yaml|JOB]", help="one job and its stages; else all")
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = "http://127.0.0.1:8265",
+) -> None:
+    """What was submitted and how far it is: rows, tokens a second and time left of each running stage."""
+    from plad_ray import jobs
+
+    jobs.show_status(job, tuple(overrides or ()), address)
+
+
+@app.command()
+def logs(
+    job: JobName,
+    overrides: Overrides = None,
+    address: Address = "http://127.0.0.1:8265",
+    wait: Annotated[bool, typer.Option(help="follow until the job ends; exits with its success")] = True,
+) -> None:
+    """The log of a submitted experiment."""
+    from plad_ray import jobs
+
+    raise typer.Exit(jobs.show_logs(job, tuple(overrides or ()), address, wait))
+
+
+@app.command()
+def stop(job: JobName, overrides: Overrides = None, address: Address = "http://127.0.0.1:8265") -> None:
+    """Stop a submitted experiment. What is finished is kept; submitting it again resumes it."""
+    from plad_ray import jobs
+
+    jobs.stop(job, tuple(overrides or ()), address)
+
+
+@app.command()
+def manifest(
+    file: Annotated[Path, typer.Argument(metavar="VALUES.yaml", help="see cluster/kuberay/")],
+    overrides: Overrides = None,
+) -> None:
+    """The KubeRay manifests of an experiment, checked against what it needs, for `kubectl apply -f -`."""
+    from plad_ray.manifest.render import manifest
+
+    typer.echo(manifest(file, tuple(overrides or ())), nl=False)
 
 
 @app.command()

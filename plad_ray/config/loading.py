@@ -18,14 +18,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
 
     Raises PladError naming the file, the key, the value and what would be right.
     """
-    raw = read(path)
-    for override in overrides:
-        apply_override(raw, override)
-    return parse(raw, str(path))
+    return parse(read(path, overrides), str(path))
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises PladError naming the file."""
+def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The file as a mapping, the overrides in it, not validated."""
     file = Path(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -37,6 +34,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise PladError(f"{file}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise PladError(f"{file}: an experiment is a mapping of sections (name, data, teacher, student, …)")
+    for override in overrides:
+        apply_override(raw, override)
     return raw
 
 

@@ -52,6 +52,7 @@ class TrainRuntime(Section):
     workers: Count = 1
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    accelerator_type: str | None = None
     layout: Literal["auto", "shared", "concatenated"] = Field(
         "auto",
         description="a prompt laid down once for all its candidates, or once for each; auto: once where it is exact",

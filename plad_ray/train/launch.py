@@ -45,7 +45,10 @@ def _fit(job: Job, callbacks: Sequence[Any]) -> dict[str, Any]:
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if runtime.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=runtime.workers, use_gpu=runtime.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=runtime.workers,
+            use_gpu=runtime.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            accelerator_type=runtime.accelerator_type,
         ),
         run_config=RunConfig(
             name=job.out.name,
