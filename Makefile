@@ -5,17 +5,24 @@ EXTRA ?= cpu
 # CPU torch comes from the wheel folder in PIP_FIND_LINKS where that is set, else from PyTorch's own index.
 TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend $(if $(filter gpu,$(EXTRA)),auto,cpu))
 BIN := .venv/bin
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH_SOURCE) --editable
 READY := .venv/.ready-$(EXTRA)
+TOOLS := $(READY)-test
 SEEDS ?= 0 1 2 3 4
 
-.PHONY: setup demo demo-seeds test test-all chaos lint bench clean
+.PHONY: setup demo demo-seeds test test-all chaos lint bench image audit clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH_SOURCE) --editable '.[$(EXTRA),test]'
+	$(INSTALL) '.[$(EXTRA)]'
+	touch $@
+
+# What tests, linters and benchmarks need besides.
+$(TOOLS): $(READY)
+	$(INSTALL) '.[$(EXTRA),test]'
 	touch $@
 
 demo: setup
@@ -24,19 +31,28 @@ demo: setup
 demo-seeds: setup
 	$(BIN)/python -m jobs.demo_seeds $(SEEDS)
 
-test: setup lint
+test: $(TOOLS) lint
 	$(BIN)/pytest -m 'not slow and not chaos and not gpu'
 
-test-all: setup lint
+test-all: $(TOOLS) lint
 	$(BIN)/pytest -m 'not gpu'
 
-chaos: setup
+chaos: $(TOOLS)
 	$(BIN)/pytest -m chaos
 
-bench: setup
+bench: $(TOOLS)
 	$(BIN)/python -m benchmarks
 
-lint: setup
+# EXTRA=cpu or gpu; the tag is the one that `plad manifest` writes.
+image: setup
+	docker buildx build --file cluster/Dockerfile --build-arg EXTRA=$(EXTRA) --sbom=true --provenance=true --push \
+	  --tag $(REPOSITORY):$(shell $(BIN)/python -c 'from plad_ray.manifest.render import tag; print(tag("$(EXTRA)"))') .
+
+# Known vulnerabilities of what is installed (asks PyPI).
+audit: setup
+	$(BIN)/uv tool run pip-audit --skip-editable --path $(wildcard .venv/lib/python3.*/site-packages)
+
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

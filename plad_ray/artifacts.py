@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -25,6 +27,13 @@ from plad_ray.errors import PladError
 MANIFEST = "manifest.json"
 #: rows that streaming reads hold at a time
 BATCH_ROWS = 4096
+#: where machines keep copies of what lies in an object store; one path for all machines of a cluster
+COPIES = os.environ.get("PLAD_COPIES", "/tmp/plad-artifacts")
+#: tries of one request to S3, with pauses that double
+S3_TRIES = 10
+S3_OPTIONS = {"region", "scheme", "endpoint_override"}
+#: variables that say where the bucket is; without them it is asked for
+S3_PLACE = {"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
 
 
 def fingerprint(value: Any) -> str:
@@ -40,9 +49,9 @@ class Store:
         if "://" not in root:
             root = str(Path(root).expanduser().resolve())  # workers have another current folder
         self.root = root
-        self.fs, self.base = pafs.FileSystem.from_uri(root)
+        self.fs, base = _s3(root) if root.startswith("s3://") else pafs.FileSystem.from_uri(root)
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
-        self.base = self.base.rstrip("/")
+        self.base = str(base).rstrip("/")
 
     def path(self, name: str) -> str:
         """The filesystem's own path of ``name``."""
@@ -107,6 +116,23 @@ class Store:
         return target
 
 
+def _s3(root: str) -> tuple[pafs.FileSystem, str]:
+    """An S3 file system that outlasts what object stores do under load; ``from_uri`` gives up after three tries.
+
+    Raises ValueError for an option that pyarrow has not (``s3://bucket/path?endpoint_override=…&scheme=http``).
+    """
+    parts = urlsplit(root)
+    options: dict[str, Any] = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+    if unknown := set(options) - S3_OPTIONS:
+        raise ValueError(f"unknown option {min(unknown)} (known: {', '.join(sorted(S3_OPTIONS))})")
+    if not options.keys() & {"region", "endpoint_override"} and not S3_PLACE & os.environ.keys():
+        options["region"] = pafs.resolve_s3_region(parts.netloc)
+    retry = pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES)
+    patience = {"retry_strategy": retry, "connect_timeout": 10, "request_timeout": 30}
+    fs = pafs.S3FileSystem(allow_delayed_open=True, **patience, **options)  # so that a small file is one PUT
+    return fs, f"{parts.netloc}{parts.path}"
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A finished or unfinished folder ``name`` of ``store``. Picklable by (root, name)."""
@@ -159,14 +185,25 @@ class Artifact:
         self.store.write_table(self.file(f"{folder}/{name}.parquet"), table)
 
     def local_folder(self, folder: str = "files") -> Path:
-        """A local path of ``folder``: the folder itself on a local store, else a copy kept for this machine."""
+        """A local path of a finished artifact's ``folder``: on a local store itself, else a copy on this machine, whose
+        path is of the artifact's content, so it is the same on every machine."""
         if self.store.local:
             return Path(self.store.path(self.file(folder)))
-        target = Path(tempfile.gettempdir()) / "plad-artifacts" / self.name / folder
-        done = target.parent / f"{folder}.complete"
-        if not done.exists():
-            self.store.download(self.file(folder), target)
-            done.touch()
+        content = hashlib.sha256(self.store.read_bytes(self.file(MANIFEST))).hexdigest()[:16]
+        return self.copy_to(Path(COPIES) / f"{self.name}-{content}" / folder)
+
+    def copy_to(self, target: Path) -> Path:
+        """Copy the folder that ``target`` is called after, unless it is there; whole or not at all, whoever else does."""
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".copying-"))
+            self.store.download(self.file(target.name), temporary)
+            try:
+                temporary.rename(target)
+            except OSError:  # another process was first
+                shutil.rmtree(temporary)
+                if not target.is_dir():
+                    raise
         return target
 
     def finish(self, manifest: dict[str, Any]) -> None:

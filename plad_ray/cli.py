@@ -43,6 +43,8 @@ app = typer.Typer(
 File = Annotated[Path, typer.Argument(metavar="EXP.yaml", help="the experiment file")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="overrides, values in YAML")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and run nothing")]
+Address = Annotated[str, typer.Option("--address", help="of the cluster's dashboard")]
+JobName = Annotated[str, typer.Argument(metavar="EXP.yaml|JOB", help="the experiment file, or a job's id")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="more log lines")]
 
 
@@ -66,6 +68,27 @@ def stage(
     from plad_ray import running
 
     running.run(_load(file, overrides), name, dry_run, verbose)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="which study; `plad study list` names them")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="EXP.yaml", help="an experiment or a study file (jobs/studies/)")
+    ] = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a study: a table or figure of the paper on your models and data. Settings: study.key=value."""
+    from plad_ray.study import running
+
+    if name == "list":
+        running.list_studies()
+        return
+    if file is None:
+        raise PladError(f"plad study {name}: give the experiment or study file, e.g. jobs/studies/{name}.yaml")
+    running.run(name, file, tuple(overrides or ()), dry_run, verbose)
 
 
 @app.command()
@@ -106,6 +129,24 @@ def plan(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN [RUN]", help="a finished run: its experiment file, or its name in the store"),
+    ],
+    store: Annotated[str, typer.Option("--store", help="where runs given by name are")] = "runs",
+    out: Annotated[Path, typer.Option("--out", help="the page; its Markdown twin is written beside it")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write one page of a finished run, or of two compared on the prompts they share."""
+    from plad_ray.report import command
+
+    for path in command.write(runs, store, out):
+        typer.echo(path)
+
+
+@app.command()
 def env() -> None:
     """Versions, devices and settings, for a bug report."""
     from plad_ray import env
@@ -141,7 +182,7 @@ def merge(
 def submit(
     file: File,
     overrides: Overrides = None,
-    address: Annotated[str, typer.Option("--address", help="of the cluster's dashboard")] = "http://127.0.0.1:8265",
+    address: Address = "http://127.0.0.1:8265",
     runtime_env: Annotated[
         Path | None, typer.Option("--runtime-env", help="YAML laid over the default runtime environment")
     ] = None,
@@ -151,6 +192,52 @@ def submit(
     from plad_ray import submit
 
     raise typer.Exit(submit.submit(file, tuple(overrides or ()), address, runtime_env, wait))
+
+
+@app.command()
+def status(
+    job: Annotated[
+        str | None, typer.Argument(metavar="[EXP.yaml|JOB]", help="one job and its stages; else all")
+    ] = None,
+    overrides: Overrides = None,
+    address: Address = "http://127.0.0.1:8265",
+) -> None:
+    """What was submitted and how far it is: rows, tokens a second and time left of each running stage."""
+    from plad_ray import jobs
+
+    jobs.show_status(job, tuple(overrides or ()), address)
+
+
+@app.command()
+def logs(
+    job: JobName,
+    overrides: Overrides = None,
+    address: Address = "http://127.0.0.1:8265",
+    wait: Annotated[bool, typer.Option(help="follow until the job ends; exits with its success")] = True,
+) -> None:
+    """The log of a submitted experiment."""
+    from plad_ray import jobs
+
+    raise typer.Exit(jobs.show_logs(job, tuple(overrides or ()), address, wait))
+
+
+@app.command()
+def stop(job: JobName, overrides: Overrides = None, address: Address = "http://127.0.0.1:8265") -> None:
+    """Stop a submitted experiment. What is finished is kept; submitting it again resumes it."""
+    from plad_ray import jobs
+
+    jobs.stop(job, tuple(overrides or ()), address)
+
+
+@app.command()
+def manifest(
+    file: Annotated[Path, typer.Argument(metavar="VALUES.yaml", help="see cluster/kuberay/")],
+    overrides: Overrides = None,
+) -> None:
+    """The KubeRay manifests of an experiment, checked against what it needs, for `kubectl apply -f -`."""
+    from plad_ray.manifest.render import manifest
+
+    typer.echo(manifest(file, tuple(overrides or ())), nl=False)
 
 
 @app.command()

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from plad_ray.artifacts import Artifact
 from plad_ray.errors import PladError
+from plad_ray.slot import open_slot
 
 SECONDS = 60.0
 RENEW_EVERY = 10.0
 
 
 class Lease:
-    """Context manager; waits (and says for whom) while another live writer holds the artifact.
-
-    On a local store two drivers exclude each other (flock around check-then-write). pyarrow's object stores offer no
-    conditional PUT: there the lease is advisory, and two drivers started in the same instant are not excluded.
-    """
+    """Context manager; waits (and says for whom) while another live writer holds the artifact."""
 
     def __init__(self, artifact: Artifact, say: Callable[[str], None] = print, seconds: float = SECONDS):
         self.artifact, self.say, self.seconds = artifact, say, seconds
         self.owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
         self.name = artifact.file("lease.json")
+        self.slot = open_slot(artifact.store, self.name)
         self.lost = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name=f"lease-{artifact.name}")
@@ -67,24 +62,10 @@ class Lease:
             )
 
     def _acquire(self) -> bool:
-        with self._exclusive():
-            holder = self._holder()
-            if holder is not None and not self._dead(holder):
-                return False
-            self.artifact.store.write_json(self.name, self._content())
-            return self._mine()
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Makes check-then-write one step between processes; the kernel releases it when the process dies."""
-        if not self.artifact.store.local:
-            yield
-            return
-        path = Path(self.artifact.store.path(self.artifact.file(".lease.lock")))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+        found = self.slot.read()
+        if found is not None and not self._dead(found[0]):
+            return False
+        return self.slot.swap(self._content(), None if found is None else found[1])
 
     def _dead(self, holder: dict[str, Any]) -> bool:
         if time.time() > holder["expires"]:
@@ -93,20 +74,21 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(min(RENEW_EVERY, self.seconds / 6)):
-            with self._exclusive():  # a takeover between check and write would be undone by the write
-                if not self._mine():
+            try:
+                found = self.slot.read()
+                if found is None or found[0]["id"] != self.owner["id"]:
                     self.lost = True
                     return
-                self.artifact.store.write_json(self.name, self._content())
+                self.slot.swap(self._content(), found[1])  # refused: taken over since, which the next turn sees
+            except OSError as error:
+                logging.getLogger("plad_ray").warning("%s: the lease was not renewed: %s", self.artifact.name, error)
 
     def _content(self) -> dict[str, Any]:
         return {**self.owner, "expires": time.time() + self.seconds}
 
     def _holder(self) -> dict[str, Any] | None:
-        try:
-            return self.artifact.store.read_json(self.name)
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
+        found = self.slot.read()
+        return None if found is None else found[0]
 
     def _mine(self) -> bool:
         holder = self._holder()

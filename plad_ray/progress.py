@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -47,12 +48,19 @@ class Line:
     @property
     def eta(self) -> float | None:
         """Seconds left at the rate since the first report."""
-        if self.first is None or self.done <= self.first[1] or self.done >= self.total:
+        return None if self.rate is None or self.done >= self.total else (self.total - self.done) / self.rate
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second since the first report."""
+        if self.first is None or self.done <= self.first[1] or time.time() <= self.first[0]:
             return None
-        return (self.total - self.done) * (time.time() - self.first[0]) / (self.done - self.first[1])
+        return (self.done - self.first[1]) / (time.time() - self.first[0])
 
     def text(self) -> str:
         parts = [f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"] if self.unit else ["starting"]
+        if self.rate is not None:
+            parts.append(f"{self.unit}/s {_shown(self.rate)}")
         parts += [f"{_label(k)} {_shown(v)}" for k, v in self.notes.items()]
         parts.append(f"{_clock(time.time() - self.started)}" + (f", {_clock(self.eta)} left" if self.eta else ""))
         return "  ".join(parts)
@@ -212,6 +220,24 @@ class Mailbox:
     def take(self) -> dict[str, tuple[Any, ...]]:
         news, self.news = self.news, {}
         return news
+
+
+_STARTED = re.compile(r"▸ (\S+)")
+_ENDED = re.compile(r"([✓✗]) (\S+) ([\d:]+)")
+_AT = re.compile(r"  (\S+): (.+)")
+
+
+def read_log(log: str) -> dict[str, tuple[str, str]]:
+    """What a run's log says of each stage, in order of their starts: (▸ runs, ✓ done or ✗ failed; its newest line)."""
+    found: dict[str, tuple[str, str]] = {}
+    for line in log.splitlines():
+        if started := _STARTED.fullmatch(line):
+            found[started[1]] = ("▸", "")
+        elif ended := _ENDED.fullmatch(line):
+            found[ended[2]] = (ended[1], ended[3])
+        elif (at := _AT.fullmatch(line)) and at[1] in found and found[at[1]][0] == "▸":
+            found[at[1]] = ("▸", at[2])
+    return found
 
 
 class _Handler(logging.Handler):

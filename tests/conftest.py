@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.stores.s3 import BUCKET, Faults, s3
+from tests.stores.s3 import ENVIRONMENT as S3_ENVIRONMENT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 #: a key that must turn up nowhere; here, as Ray's workers get the environment that Ray was started in
 API_KEY = "canary-2c7a91e04b"
 os.environ["PLAD_TEST_API_KEY"] = API_KEY
+os.environ.update(S3_ENVIRONMENT)
 
 SHARED = Path(os.environ.get("PLAD_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -22,6 +31,23 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no shared data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server and what goes wrong with it."""
+    faults = Faults()
+    with s3(faults) as address:
+        yield address, faults
+
+
+@pytest.fixture
+def s3_root(s3_server, tmp_path):
+    """Root of an empty store on it, which nothing goes wrong with unless ``faults`` is changed."""
+    address, faults = s3_server
+    faults.share, faults.always, faults.kinds, faults.count = 0.0, None, Faults.kinds, 0
+    yield f"s3://{BUCKET}/{tmp_path.name}?endpoint_override={address}&scheme=http"
+    faults.share, faults.always = 0.0, None
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +79,60 @@ def gloo():
     torch.distributed.destroy_process_group()
     for name in place:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """`ray start --head` on free ports with a token of its own; yields (dashboard address, environment).
+
+    Its jobs import plad_ray from here, whatever folder they were submitted from; the canary key is in its environment.
+    """
+    token = tmp_path_factory.mktemp("cluster") / "token"
+    token.write_text("0" * 32)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    port, dashboard = free_port(), free_port()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", "--num-cpus=8", "--object-store-memory=500000000"]
+    command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", "--ray-client-server-port=" + str(free_port())]
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(dashboard)
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        processes = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        psutil.wait_procs([psutil.Process(head.pid)], timeout=60)
+        for process in (head, *processes):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(port: int, seconds: float = 120) -> None:
+    """Until something listens."""
+    deadline = time.time() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.time() > deadline:
+                raise
+            time.sleep(1)
 
 
 #: Sizes of ``save_tiny_model``, as the config of each family calls them.

@@ -11,9 +11,11 @@ from plad_ray.artifacts import Artifact, Store, fingerprint, hash_path
 from plad_ray.errors import PladError
 
 
-@pytest.fixture(params=["local", "uri"])
+@pytest.fixture(params=["local", "uri", "s3"])
 def store(request, tmp_path) -> Store:
-    """A local folder, by path and as the URI that goes through pyarrow's filesystem registry."""
+    """A local folder, by path and as the URI that goes through pyarrow's filesystem registry; and a bucket."""
+    if request.param == "s3":
+        return Store(request.getfixturevalue("s3_root"))
     return Store(str(tmp_path / "runs") if request.param == "local" else f"file://{tmp_path}/runs")
 
 

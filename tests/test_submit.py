@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,10 @@ import pytest
 from plad_ray.artifacts import Store
 from plad_ray.config import load
 from plad_ray.errors import PladError
+from plad_ray.jobs import submission_id
 from plad_ray.pipeline import plan
-from plad_ray.submit import EXCLUDES, _environment, submission_id, submit
+from plad_ray.submit import EXCLUDES, _environment, submit
+from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -43,13 +42,17 @@ def test_what_travels_with_a_job(tmp_path, monkeypatch):
     assert environment["working_dir"] == str(tmp_path) and environment["excludes"] == ["big/"]
     assert environment["env_vars"]["A"] == "b" and environment["env_vars"]["RAY_AUTH_MODE"] == "token"
     assert "HF_TOKEN" not in environment["env_vars"]
-    assert {".git/", ".venv/", "runs/"} <= set(_environment(tmp_path, None)["excludes"]) == set(EXCLUDES)
+    file.write_text("env_vars: {OPENAI_API_KEY: sk-abc}\n")
+    with pytest.raises(PladError, match=r"env_vars\.OPENAI_API_KEY: whoever sees the dashboard") as refused:
+        _environment(tmp_path, file)
+    assert "sk-abc" not in str(refused.value)
+    assert {".git/", ".venv/", "runs/", ".env*"} <= set(_environment(tmp_path, None)["excludes"]) == set(EXCLUDES)
 
 
 def test_bad_addresses_and_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(PladError, match="no Ray dashboard answers"):
-        submit(Path("jobs/demo.yaml"), (), f"http://127.0.0.1:{_free_port()}")
+        submit(Path("jobs/demo.yaml"), (), f"http://127.0.0.1:{free_port()}")
     outside = tmp_path / "exp.yaml"
     outside.write_text((ROOT / "jobs/demo.yaml").read_text())
     with pytest.raises(PladError, match="lies outside"):
@@ -58,37 +61,11 @@ def test_bad_addresses_and_files_are_refused(tmp_path, monkeypatch):
         submit(Path("jobs/demo.yaml"), (), "http://127.0.0.1:8265", tmp_path / "absent.yaml")
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """`ray start --head` on free ports with a token of its own; yields (dashboard address, environment)."""
-    token = tmp_path / "token"
-    token.write_text("0" * 32)
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    port, dashboard = _free_port(), _free_port()
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-    command += [f"--dashboard-port={dashboard}", "--num-cpus=8", "--object-store-memory=500000000"]
-    command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", "--ray-client-server-port=" + str(_free_port())]
-    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{dashboard}", environment
-    finally:
-        head.terminate()
-        head.wait(30)
-
-
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.train
 def test_a_submitted_demo_runs_and_a_second_submission_reuses_it(cluster, tmp_path):
     address, environment = cluster
-    _wait_for(address)
     overrides = [*TINY, f"runtime.store={tmp_path / 'runs'}"]
     command = [sys.executable, "-m", "plad_ray", "submit", "jobs/demo.yaml", *overrides, "--address", address]
     first = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
@@ -103,29 +80,8 @@ def test_a_submitted_demo_runs_and_a_second_submission_reuses_it(cluster, tmp_pa
 @pytest.mark.slow
 def test_a_job_that_fails_says_so_by_its_exit_code(cluster, tmp_path):
     address, environment = cluster
-    _wait_for(address)
     overrides = ["data={source: files, path: absent.jsonl}", f"runtime.store={tmp_path / 'runs'}"]
     command = [sys.executable, "-m", "plad_ray", "submit", "jobs/demo.yaml", *overrides, "--address", address]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "absent.jsonl does not exist" in result.stdout and "FAILED" in result.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_for(address: str, seconds: float = 120) -> None:
-    """Until the dashboard's port is open."""
-    host, _, port = address.removeprefix("http://").partition(":")
-    deadline = time.time() + seconds
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return
-        except OSError:
-            if time.time() > deadline:
-                raise
-            time.sleep(1)

@@ -18,6 +18,11 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
 
     Raises PladError naming the file, the key, the value and what would be right.
     """
+    return parse(read(path, overrides), str(path))
+
+
+def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """The file as a mapping, the overrides in it, not validated."""
     file = Path(path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -31,7 +36,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
         raise PladError(f"{file}: an experiment is a mapping of sections (name, data, teacher, student, …)")
     for override in overrides:
         apply_override(raw, override)
-    return parse(raw, str(file))
+    return raw
 
 
 def parse(raw: dict[str, Any], where: str = "experiment") -> Experiment:
@@ -50,6 +55,11 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise PladError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    put(raw, key, value, f"override {override!r}")
+
+
+def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set the dotted ``key`` of nested sections. Raises PladError beginning with ``where``."""
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -57,6 +67,6 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise PladError(f"override {override!r}: {parent} is a value, not a section")
+            raise PladError(f"{where}: {parent} is a value, not a section")
         node = child
     node[last] = value

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from plad_ray.config.base import Count, Positive, Section
+from plad_ray.config.tracking import Track
 
 
 class ApiRuntime(Section):
@@ -51,6 +52,7 @@ class TrainRuntime(Section):
     workers: Count = 1
     cpus_per_worker: Positive = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    accelerator_type: str | None = None
     layout: Literal["auto", "shared", "concatenated"] = Field(
         "auto",
         description="a prompt laid down once for all its candidates, or once for each; auto: once where it is exact",
@@ -73,4 +75,5 @@ class Runtime(Section):
     teacher: Pool = Pool()
     student: Pool = Pool()
     train: TrainRuntime = TrainRuntime()
+    track: Track = Track()
     verify_engine: bool = Field(True, description="after loading an adapter, check that it acts and log-probs agree")

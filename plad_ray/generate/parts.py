@@ -37,7 +37,8 @@ def write_part(out: Artifact, rows: list[dict[str, Any]]) -> None:
 
 
 def files(out: Artifact) -> Iterator[tuple[str, pq.ParquetFile]]:
-    """The readable part files by name, each open for its turn; a torn one is deleted and its requests run again."""
+    """The readable part files by name, each open for its turn; a torn one is deleted and its requests run again. An object
+    store has none torn, and an error there is one of reading, which must cost nothing that is finished."""
     for name in sorted(out.store.files(out.file(FOLDER))):
         if name.rpartition("/")[2].startswith("."):
             continue
@@ -46,6 +47,8 @@ def files(out: Artifact) -> Iterator[tuple[str, pq.ParquetFile]]:
             stream = out.store.fs.open_input_file(out.store.path(file))
             found = pq.ParquetFile(stream)
         except (pa.ArrowInvalid, OSError):
+            if not out.store.local:
+                raise
             out.store.delete(file)
             continue
         with stream:

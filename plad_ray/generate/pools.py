@@ -41,6 +41,11 @@ class EnginePool:
         """Adapter folder by the name of the policy that has one."""
         return {name: policy.adapter for name, policy in self.policies.items() if policy.adapter is not None}
 
+    def fetch(self) -> None:
+        """Make the weights be there on this machine."""
+        for policy in self.policies.values():
+            policy.fetch()
+
     def tokenizer(self, policy: str) -> PreTrainedTokenizerBase:
         """The policy's tokenizer, loaded once a process."""
         return _tokenizer(self.policies[policy])

@@ -51,6 +51,7 @@ class TransformersEngine:
 
     def __init__(self, pool: EnginePool):
         self.pool = pool
+        pool.fetch()
         self.device = torch.device("cuda" if pool.runtime.gpus > 0 else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, int(pool.runtime.cpus)))

@@ -30,6 +30,7 @@ def measure(policy: Policy, dtype: str, samples: list[dict[str, Any]], four_bit:
 
     from plad_ray.models.load import load_model
 
+    policy.fetch()
     model: Any = load_model(policy, dtype, four_bit=four_bit)
     gaps, base_gaps, effects = [], [], []
     for sample in samples:

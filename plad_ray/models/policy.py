@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,12 @@ class Policy:
     revision: str | None
     trust_remote_code: bool
     base_hash: str
+    copies: tuple[tuple[Artifact, str], ...] = ()
+
+    def fetch(self) -> None:
+        """Make ``base`` and ``adapter`` be there on this machine too, when they are copies out of an object store."""
+        for artifact, folder in self.copies:
+            artifact.copy_to(Path(folder))
 
 
 def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
@@ -43,10 +49,12 @@ def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
         if artifact is None:
             continue
         folder = artifact.local_folder()
+        copy = () if artifact.store.local else ((artifact, str(folder)),)
         if (folder / "adapter_config.json").is_file():
             policy = _with_adapter(policy, folder)
+            policy = replace(policy, copies=(*policy.copies, *copy))
         elif (folder / "config.json").is_file():
-            policy = Policy(str(folder), None, None, model.trust_remote_code, model_hash(folder))
+            policy = Policy(str(folder), None, None, model.trust_remote_code, model_hash(folder), copy)
         else:
             raise PladError(f"artifact {artifact.path}: files/ holds neither adapter_config.json nor config.json")
     if policy is None:
@@ -106,7 +114,7 @@ def _with_adapter(policy: Policy | None, folder: Path) -> Policy:
             f"{config.get('base_model_name_or_path')} (revision {config.get('revision') or 'not recorded'}), "
             f"not on {policy.base}"
         )
-    return Policy(policy.base, str(folder), policy.revision, policy.trust_remote_code, policy.base_hash)
+    return replace(policy, adapter=str(folder))
 
 
 def _same_base(config: dict[str, Any], policy: Policy) -> bool:
@@ -122,6 +130,11 @@ def _adapter_folder(adapter: str) -> Path:
     folder = Path(adapter).expanduser().resolve()
     if not (folder / "adapter_config.json").is_file():
         raise PladError(f"model.adapter {adapter}: no PEFT adapter folder (adapter_config.json is not there)")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise PladError(
+            f"model.adapter {adapter}: adapter_model.safetensors is not there; a pickled adapter_model.bin can run code "
+            "when loaded: load it where you trust it and save it again with save_pretrained"
+        )
     return folder
 
 

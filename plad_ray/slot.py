@@ -1,0 +1,119 @@
+"""A small JSON file that several writers share: who writes says what lies there, and is refused when it does not.
+
+A local store has the kernel's lock for that, an object store conditional PUTs (obstore; pyarrow has none).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+from plad_ray.artifacts import Store
+from plad_ray.errors import PladError
+
+
+class Slot(Protocol):
+    def read(self) -> tuple[dict[str, Any], Any] | None:
+        """The content and what names it (a tag); None when nothing readable lies there."""
+
+    def swap(self, content: dict[str, Any], before: Any) -> bool:
+        """Write when ``before`` (a tag, or None: nothing) is what lies there now; False, and nothing written, else."""
+
+
+def open_slot(store: Store, name: str) -> Slot:
+    return LocalSlot(store, name) if store.local else ObjectSlot(store, name)
+
+
+class LocalSlot:
+    """The tag is the content."""
+
+    def __init__(self, store: Store, name: str):
+        self.store, self.name = store, name
+        self.lock = Path(store.path(f"{name.rpartition('/')[0]}/.lease.lock"))
+
+    def read(self) -> tuple[dict[str, Any], Any] | None:
+        try:
+            content = self.store.read_json(self.name)
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return content, content
+
+    def swap(self, content: dict[str, Any], before: Any) -> bool:
+        with self._exclusive():
+            now = self.read()
+            if (now and now[1]) != before:
+                return False
+            self.store.write_json(self.name, content)
+            return True
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Makes check-then-write one step between processes; the kernel releases it when the process dies."""
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+class ObjectSlot:
+    """The tag is the object's version (e-tag, generation)."""
+
+    def __init__(self, store: Store, name: str):
+        self.store, self.key = _object_store(store.root), name
+
+    def read(self) -> tuple[dict[str, Any], Any] | None:
+        import obstore
+
+        try:
+            found = obstore.get(self.store, self.key)
+            tag = {key: value for key in ("e_tag", "version") if (value := found.meta[key]) is not None}
+            return json.loads(bytes(found.bytes())), tag
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        except obstore.exceptions.BaseError as error:
+            raise OSError(f"{self.key}: {str(error).splitlines()[0]}") from error
+
+    def swap(self, content: dict[str, Any], before: Any) -> bool:
+        import obstore
+
+        try:
+            obstore.put(self.store, self.key, json.dumps(content).encode(), mode="create" if before is None else before)
+            return True
+        except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+            now = self.read()  # ours, when an answer was lost and the request sent again
+            return now is not None and now[0] == content
+        except obstore.exceptions.BaseError as error:
+            raise OSError(f"{self.key}: {str(error).splitlines()[0]}") from error
+
+
+def _object_store(root: str) -> Any:
+    """obstore's view of a store. It takes credentials from the environment or the machine, not from profiles.
+
+    Raises PladError when it finds none.
+    """
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    parts = urlsplit(root)
+    given = dict(parse_qsl(parts.query))
+    options: dict[str, Any] = {"client_options": {"allow_http": True, "timeout": "30s"}}
+    if "endpoint_override" in given:
+        options["endpoint"] = f"{given.get('scheme', 'https')}://{given['endpoint_override']}"
+    if "region" in given:
+        options["region"] = given["region"]
+    elif parts.scheme == "s3" and "AWS_DEFAULT_REGION" in os.environ.keys() - {"AWS_REGION"}:
+        options["region"] = os.environ["AWS_DEFAULT_REGION"]
+    try:
+        return from_url(f"{parts.scheme}://{parts.netloc}{parts.path}", **options)
+    except BaseError as error:
+        raise PladError(
+            f"runtime.store {root}: {str(error).splitlines()[0]}. Writers of an artifact exclude each other by conditional "
+            "writes, whose credentials come from environment variables or the machine's role; a profile is exported by "
+            "`aws configure export-credentials --format env`"
+        ) from None
