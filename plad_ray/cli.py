@@ -147,6 +147,40 @@ def report(
 
 
 @app.command()
+def export(
+    what: Annotated[str, typer.Argument(metavar="pairs", help="what to export: pairs")],
+    file: File,
+    overrides: Overrides = None,
+    to: Annotated[str, typer.Option("--to", help="trl, ms-swift, llama-factory, nemo-rl or openrlhf")] = "trl",
+    out: Annotated[Path, typer.Option("--out", help="new JSONL file")] = Path("pairs.jsonl"),
+    arm: Annotated[str, typer.Option("--arm", help="whose pairs")] = "distilled",
+) -> None:
+    """Write the pairs of a run in the format of another trainer."""
+    from plad_ray.export.pairs import export
+
+    if what != "pairs":
+        raise PladError(f"plad export {what}: what can be exported is pairs")
+    for path in export(_load(file, overrides), arm, to, out):
+        typer.echo(path)
+
+
+@app.command()
+def push(
+    file: File,
+    repo: Annotated[str, typer.Option("--repo", help="organisation/name; the pairs go to <name>-pairs")],
+    overrides: Overrides = None,
+    arm: Annotated[str, typer.Option("--arm", help="which training run")] = "distilled",
+    private: Annotated[bool, typer.Option(help="whether new repositories are private")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be uploaded, and upload nothing")] = False,
+) -> None:
+    """Upload an adapter and its pairs to a Hub, each with a card. The token is HF_TOKEN, the Hub HF_ENDPOINT."""
+    from plad_ray.export.push import push
+
+    for line in push(_load(file, overrides), arm, repo, private, dry_run):
+        typer.echo(line)
+
+
+@app.command()
 def env() -> None:
     """Versions, devices and settings, for a bug report."""
     from plad_ray import env

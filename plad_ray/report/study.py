@@ -1,0 +1,127 @@
+"""A study's result as one self-contained page, in the look of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from markupsafe import Markup
+
+from plad_ray.artifacts import Artifact, Store
+from plad_ray.report import graph, svg
+from plad_ray.report.charts import COLOURS, Chart
+from plad_ray.report.cost import by_stage
+from plad_ray.report.html import document
+from plad_ray.report.lineage import lineage
+from plad_ray.report.sentences import Sentence, percent
+
+if TYPE_CHECKING:
+    from plad_ray.study.result import Axis, Column, Figure, Interval, Series, StudyResult
+
+SIZE = (540, 300)
+FACTOR = {"percent": 100, "points": 100}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table's cell as text; ``note`` stands below it, ``p`` is set apart; ``sign`` of an interval that leaves 0 out."""
+
+    text: str
+    note: str = ""
+    p: str = ""
+    sign: int = 0
+
+
+def render_study(result: StudyResult, store: Store | None = None) -> str:
+    """The page as one HTML document. With ``store``, where the result's artifacts lie, their whole lineage and its cost are
+    on it; without, their names alone."""
+    steps = lineage([Artifact(store, name) for name in sorted(set(result.artifacts.values()))]) if store else []
+    return document(
+        "study.html.j2",
+        result=result,
+        sentences=[Sentence("result", s) for s in result.summary] + [Sentence("warning", s) for s in result.warnings],
+        charts=[_chart(figure) for figure in result.figures],
+        shown=lambda table: [[shown(c, k) for c, k in zip(row, table.columns, strict=True)] for row in table.rows],
+        level=percent(result.confidence, 0),
+        settings=yaml.safe_dump(result.settings, sort_keys=False, allow_unicode=True) if result.settings else "",
+        steps=steps,
+        graph=graph.draw(steps) if steps else Markup(),
+        costs=by_stage(steps),
+        is_text=_is_text,
+    )
+
+
+def shown(cell: Interval | float | int | str | None, column: Column) -> Shown:
+    """How a cell is written in its column's unit. A difference (``points``) whose interval leaves 0 out has a sign."""
+    if cell is None:
+        return Shown("–")
+    if isinstance(cell, str):
+        return Shown(cell)
+    if isinstance(cell, int | float):
+        return Shown(_number(cell, column.unit, column.digits))
+    write = _writer(column.unit, column.digits)
+    sign = 1 if cell.low > 0 else -1 if cell.high < 0 else 0
+    p = "" if cell.p is None else f"p {_writer('p', 3)(cell.p)}{' (corrected)' if cell.adjusted else ''}"
+    between = f"[{write(cell.low)}, {write(cell.high)}]"
+    return Shown(_number(cell.mean, column.unit, column.digits), between, p, sign if column.unit == "points" else 0)
+
+
+def _number(value: float, unit: str, digits: int) -> str:
+    return _writer(unit, digits)(value) + (" %" if unit == "percent" else "")
+
+
+def _writer(unit: str, digits: int) -> Callable[[float], str]:
+    if unit == "count":
+        return lambda value: f"{value:,.0f}"
+    if unit == "p":
+        return lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}"
+    sign = "+" if unit == "points" else ""
+    return lambda value: f"{FACTOR.get(unit, 1) * value:{sign}.{digits}f}"
+
+
+def _is_text(table: Any, place: int) -> bool:
+    """Whether a column is aligned to the left."""
+    return table.columns[place].unit == "text"
+
+
+def _chart(figure: Figure) -> Chart:
+    colours = {g: i % COLOURS for i, g in enumerate(dict.fromkeys(s.group or s.name for s in figure.series))}
+    series = [_series(s, colours[s.group or s.name], figure.y) for s in figure.series]
+    rules = [svg.Rule(line.label, line.x, line.y, line.diagonal) for line in figure.lines]
+    x, y = _axis(figure.x), _axis(figure.y)
+    size = (SIZE[0], SIZE[1] + (16 if figure.x.categories and figure.x.label else 0))
+    drawing = Markup(svg.xy(figure.title, series, x, y, rules, size))
+    legend = [(s.colour, s.name, s.dashed) for s in series] if len(series) > 1 else []
+    return Chart(figure.title, drawing, legend, figure.note)
+
+
+def _axis(axis: Axis) -> svg.Axis:
+    unit = {"percent": "%", "points": "points"}.get(axis.unit)
+    label = axis.label + (f", {unit}" if unit and axis.label else "")
+    return svg.Axis(label, lambda value: svg.short(_scaled(value, axis.unit)), axis.log, tuple(axis.categories))
+
+
+def _scaled(value: float, unit: str) -> float:
+    return round(FACTOR.get(unit, 1) * value, 10)
+
+
+def _series(series: Series, colour: int, y: Axis) -> svg.Series:
+    notes = [f"{_said(series, i, y)}\n{note}" for i, note in enumerate(series.notes)]
+    return svg.Series(
+        series.name,
+        series.x,
+        series.y,
+        colour,
+        series.kind,
+        series.low,
+        series.high,
+        notes,
+        dashed=series.kind == "band",
+    )
+
+
+def _said(series: Series, i: int, y: Axis) -> str:
+    mean, *ends = (svg.short(_scaled(v[i], y.unit)) for v in (series.y, series.low, series.high) if v)
+    return f"{mean} [{ends[0]}, {ends[1]}]" if len(ends) == 2 else mean
