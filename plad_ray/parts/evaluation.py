@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from plad_ray.config import Experiment
 from plad_ray.parts.common import lazy, present
 from plad_ray.stages import Stage
@@ -20,10 +22,12 @@ def evaluate(
     scores: Stage | None,
     eval_responses: Stage,
     eval_scores: Stage | None,
+    arms: Iterable[str] | None = None,
 ) -> Stage:
+    """``arms``: the policies of ``eval_responses``; None: the experiment's own."""
     config = {
         "evaluate": exp.evaluate.model_dump(mode="json"),
-        "arms": {arm: arm for arm in exp.arms()},
+        "arms": {arm: arm for arm in (exp.arms() if arms is None else arms)},
         "scorer": exp.scorer is not None,
         "seed": exp.seed,
     }

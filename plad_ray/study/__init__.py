@@ -21,6 +21,7 @@ STUDIES = {
     "sweep": "plad_ray.study.sweep",
     "calibration": "plad_ray.study.calibration",
     "judge": "plad_ray.study.judge",
+    "tax": "plad_ray.study.tax",
 }
 
 

@@ -7,6 +7,7 @@ dev prompts in one generation, and the best is written as an experiment.
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -45,6 +46,8 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     needs_scorer(exp, STUDY.name)
     if settings.seeds is not None:
         raise PladError("study.seeds: a sweep looks at dev with one seed, the experiment's; set seed")
+    if settings.tuning.algorithm == "optuna" and find_spec("optuna") is None:
+        raise PladError("study.tuning.algorithm optuna needs the optuna package: pip install 'plad-ray[optuna]'")
     candidates, whole = candidates_of(exp, settings.grid)
     made = before_distillation(whole)
     arms = {name: sections for name, sections in whole.arms().items() if name in candidates}

@@ -73,6 +73,13 @@ def test_seeds_and_unknown_keys_are_refused(here):
         here.run("sweep", here.experiment(), grid={"distill.objectiv.margin": [1]})
 
 
+def test_optuna_is_asked_for_before_anything_runs(here, monkeypatch):
+    monkeypatch.setattr("plad_ray.study.sweep.find_spec", lambda name: None)
+    with pytest.raises(PladError, match=r"algorithm optuna needs the optuna package"):
+        here.run("sweep", here.experiment(), tuning={"algorithm": "optuna"})
+    assert here.ran == []
+
+
 def test_concurrency_follows_the_cluster():
     stage = Stage("s", lambda job: Outcome(), cpus=2, gpus=1)
     assert trials.concurrency(stage, (64, 8)) == 8

@@ -1,0 +1,229 @@
+"""What distillation costs elsewhere, and how much of it averaging with the start gives back (arXiv 2309.06256): win rate
+against held-out likelihood and ROUGE, for every arm, by the weight of the start and by what is averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from plad_ray import parts
+from plad_ray.artifacts import Store
+from plad_ray.config import Averaging, Experiment, StudySettings
+from plad_ray.config.base import Count
+from plad_ray.errors import PladError
+from plad_ray.evaluate.table import INITIAL
+from plad_ray.pipeline import before_distillation
+from plad_ray.stages import Job, Stage
+from plad_ray.study import likelihoods
+from plad_ray.study.base import Plan, Study
+from plad_ray.study.graph import EVALUATION, Seeds, last_stage, needs_scorer, of_run
+from plad_ray.study.pieces import LABELS, how
+from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
+from plad_ray.study.runs import Runs, Values
+
+#: all layers alike, a learned weight for each run of layers, or a third of the layers
+KINDS = ("plain", "adaptive", "low", "middle", "high")
+
+
+class Settings(StudySettings):
+    base_weights: tuple[float, ...] = Field((0.2, 0.4, 0.6, 0.8), description="of the start, each between 0 and 1")
+    kinds: tuple[str, ...] = Field(KINDS, description="all layers alike, learned weights, or a third of them")
+    parts: Count = Field(3, description="adaptive: runs of layers, each with a weight of its own")
+
+    @field_validator("base_weights")
+    @classmethod
+    def _between(cls, weights: tuple[float, ...]) -> tuple[float, ...]:
+        if not weights or not all(0 < weight < 1 for weight in weights):
+            raise ValueError("base_weights lie between 0 (as distilled) and 1 (the start), which are shown anyway")
+        return tuple(sorted(set(weights)))
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds:
+            raise ValueError(f"kinds are among {', '.join(KINDS)} (given: {', '.join(unknown) or 'none'})")
+        return kinds
+
+
+def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
+    needs_scorer(exp, STUDY.name)
+    inputs: dict[str, Stage] = {}
+    facts: dict[str, Any] = {}
+    for seed, seeded in Seeds.of(exp, settings):
+        made, arms = before_distillation(seeded), seeded.arms()
+        trained = parts.adapters(seeded, arms, made, parts.tables(seeded, arms, made))
+        students: dict[str, Stage] = {}
+        for arm, adapter in trained.items():
+            students[arm] = adapter
+            facts[arm] = {"arm": arm, "kind": "as distilled", "base_weight": 0.0}
+            for kind in settings.kinds:
+                for weight in settings.base_weights:
+                    name = f"{arm}-{kind}-{100 * weight:g}".replace(".", "_")
+                    way = averaging(kind, weight, settings.parts)
+                    averaged = parts.average(seeded, arm, adapter, way, made.prompts, made.student)
+                    students[name] = replace(averaged, name=f"average-{name}")
+                    facts[name] = {"arm": arm, "kind": kind, "base_weight": weight}
+        texts = parts.generate_arms(seeded, "tax-responses", students, made.prompts, made.initial, exp.evaluate.split)
+        scores = parts.score(seeded, "tax-scores", made.prompts, texts)
+        responses, known = made.texts["responses"], made.texts.get("scores")
+        evaluation = parts.evaluate(seeded, made.prompts, responses, known, texts, scores, students)
+        readers = {INITIAL: made.student, **{name: (*made.student, s) for name, s in students.items()}}
+        read = likelihoods.stage(seeded, made.prompts, None, readers)
+        inputs[f"{EVALUATION}{seed}"] = of_run(evaluation, f"seed {seed}")
+        inputs[f"likelihoods/{seed}"] = of_run(read, f"seed {seed}")
+    last = last_stage(STUDY, exp, settings, inputs, {"students": facts})
+    return Plan(exp, [last], last)
+
+
+def averaging(kind: str, base_weight: float, runs: int) -> Averaging:
+    if kind == "adaptive":
+        return Averaging(base_weight=base_weight, parts=runs)
+    return Averaging.model_validate({"base_weight": base_weight, "layers": "all" if kind == "plain" else kind})
+
+
+@dataclass(frozen=True)
+class Student:
+    """One point of the front. ``nll``: nats a token of the references, mean over prompts."""
+
+    name: str
+    arm: str
+    kind: str
+    base_weight: float
+    quality: Interval
+    nll: Interval
+    rouge: Interval | None
+
+    def beaten_by(self, other: Student) -> bool:
+        """Whether ``other`` is at least as good on both sides and better on one."""
+        gains = other.quality.mean - self.quality.mean, self.nll.mean - other.nll.mean
+        return min(gains) >= 0 and max(gains) > 0
+
+
+def result(job: Job) -> Findings:
+    found, facts = Runs.of(job), job.config["facts"]["students"]
+    every = {INITIAL: {"arm": "", "kind": "start", "base_weight": 1.0}, **facts}
+    nlls = found.estimates({name: nll_of(job, found, name) for name in every})
+    fronts = {t: students_at(found, every, nlls, t) for t in found.evaluate.temperatures}
+    if not all(fronts.values()):
+        raise PladError(
+            f"study tax: {job.inputs[f'likelihoods/{found.seeds[0]}'].path} has no likelihood of a reference"
+        )
+    return Findings(
+        summary=tuple(line for t, students in fronts.items() for line in sentences(students, t)),
+        tables=(table(found, fronts),),
+        figures=tuple(figure(found, students, t) for t, students in fronts.items()),
+        confidence=found.evaluate.confidence,
+    )
+
+
+def nll_of(job: Job, found: Runs, reader: str) -> Values:
+    """Nats a token of each prompt's reference under ``reader``, aligned with the evaluation's prompts."""
+    values = []
+    for seed, frame in zip(found.seeds, found.frames, strict=True):
+        rows = job.inputs[f"likelihoods/{seed}"].rows()
+        known = {row["rid"]: -row["logp"] / row["tokens"] for row in rows if row["reader"] == reader}
+        values.append(np.array([known.get(prompt, np.nan) for prompt in frame.prompt_ids]))
+    return values
+
+
+def students_at(
+    found: Runs, facts: dict[str, dict[str, Any]], nlls: dict[str, Interval | None], temperature: float
+) -> list[Student]:
+    qualities = found.estimates({name: found.won(name, temperature) for name in facts}, 0.5)
+    rouges = found.estimates({name: found.measure(name, temperature, "rougeL") for name in facts})
+    return [
+        Student(name, fact["arm"], fact["kind"], fact["base_weight"], quality, nll, rouges[name])
+        for name, fact in facts.items()
+        if (quality := qualities[name]) is not None and (nll := nlls[name]) is not None
+    ]
+
+
+def on_front(students: list[Student]) -> set[str]:
+    """Names of those that no other beats."""
+    return {s.name for s in students if not any(s.beaten_by(other) for other in students)}
+
+
+def table(found: Runs, fronts: dict[float, list[Student]]) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (
+            LABELS.get(s.name, s.arm),
+            s.kind,
+            s.base_weight,
+            temperature,
+            s.quality,
+            s.nll,
+            s.rouge,
+            "yes" if s.name in on_front(students) else "",
+        )
+        for temperature, students in fronts.items()
+        for s in students
+    ]
+    return Table(
+        key="front",
+        title="Reward and tax",
+        note="NLL: nats a token of the references, which no arm was distilled on. Front: no other student is at least as "
+        f"good in win rate and NLL and better in one, by the means. {found.how}",
+        columns=(
+            Column(key="arm", label="", unit="text"),
+            Column(key="kind", label="averaged", unit="text"),
+            Column(key="base_weight", label="weight of the start", unit="percent", digits=0),
+            Column(key="temperature", label="temperature"),
+            Column(key="quality", label="win rate", unit="percent"),
+            Column(key="nll", label="NLL", digits=3),
+            Column(key="rougeL", label="ROUGE-L"),
+            Column(key="front", label="front", unit="text"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def figure(found: Runs, students: list[Student], temperature: float) -> Figure:
+    """Each way of averaging as a curve from the distilled student to its start."""
+    start = [s for s in students if s.kind == "start"]
+    series = []
+    for arm in dict.fromkeys(s.arm for s in students if s.arm):
+        distilled = [s for s in students if s.arm == arm and s.base_weight == 0]
+        for kind in dict.fromkeys(s.kind for s in students if s.arm == arm and s.base_weight > 0):
+            between = sorted((s for s in students if (s.arm, s.kind) == (arm, kind)), key=lambda s: s.base_weight)
+            curve = [*distilled, *between, *(start if kind in ("plain", "adaptive") else [])]
+            series.append(
+                Series(
+                    name=f"{arm}, {kind}",
+                    x=tuple(s.nll.mean for s in curve),
+                    y=tuple(s.quality.mean for s in curve),
+                    low=tuple(s.quality.low for s in curve),
+                    high=tuple(s.quality.high for s in curve),
+                    notes=tuple(f"{100 * s.base_weight:g} % of the start" for s in curve),
+                )
+            )
+    return Figure(
+        key=f"front-{temperature:g}".replace(".", "_"),
+        title=f"{how(temperature)}: win rate against held-out NLL",
+        note=f"Up and left is better. {found.how}",
+        x=Axis(label="NLL of the references, nats a token"),
+        y=Axis(label=found.quality, unit="percent"),
+        series=tuple(series),
+    )
+
+
+def sentences(students: list[Student], temperature: float) -> list[str]:
+    [start] = [s for s in students if s.kind == "start"]
+    said = []
+    for distilled in (s for s in students if s.kind == "as distilled"):
+        mine = [s for s in students if s.arm == distilled.arm]
+        best = max(mine, key=lambda s: s.quality.mean)
+        gain, tax = distilled.quality.mean - start.quality.mean, distilled.nll.mean - start.nll.mean
+        said.append(
+            f"{how(temperature)}, {distilled.arm}: distillation changes the win rate by {100 * gain:+.1f} points and the "
+            f"NLL of the references by {tax:+.3f}; the best win rate has {best.kind}"
+            + (f" at {100 * best.base_weight:g} % of the start" if best.base_weight else "")
+            + f": {100 * (best.quality.mean - start.quality.mean):+.1f} points, NLL {best.nll.mean - start.nll.mean:+.3f}."
+        )
+    return said
+
+
+STUDY = Study("tax", "Reward against tax under model averaging", Settings, plan, result)
