@@ -5,7 +5,9 @@ EXTRA ?= cpu
 # CPU torch comes from the wheel folder in PIP_FIND_LINKS where that is set, else from PyTorch's own index.
 TORCH_SOURCE := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend $(if $(filter gpu,$(EXTRA)),auto,cpu))
 BIN := .venv/bin
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH_SOURCE) --editable
 READY := .venv/.ready-$(EXTRA)
+TOOLS := $(READY)-test
 SEEDS ?= 0 1 2 3 4
 
 .PHONY: setup demo demo-seeds test test-all chaos lint bench docs image audit clean
@@ -15,7 +17,12 @@ setup: $(READY)
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH_SOURCE) --editable '.[$(EXTRA),test]'
+	$(INSTALL) '.[$(EXTRA)]'
+	touch $@
+
+# What tests, linters and benchmarks need besides.
+$(TOOLS): $(READY)
+	$(INSTALL) '.[$(EXTRA),test]'
 	touch $@
 
 demo: setup
@@ -24,16 +31,16 @@ demo: setup
 demo-seeds: setup
 	$(BIN)/python -m jobs.demo_seeds $(SEEDS)
 
-test: setup lint
+test: $(TOOLS) lint
 	$(BIN)/pytest -m 'not slow and not chaos and not gpu'
 
-test-all: setup lint
+test-all: $(TOOLS) lint
 	$(BIN)/pytest -m 'not gpu'
 
-chaos: setup
+chaos: $(TOOLS)
 	$(BIN)/pytest -m chaos
 
-bench: setup
+bench: $(TOOLS)
 	$(BIN)/python -m benchmarks
 
 # The documentation as a site, in build/site.
@@ -49,7 +56,7 @@ image: setup
 audit: setup
 	$(BIN)/uv tool run pip-audit --skip-editable --path $(wildcard .venv/lib/python3.*/site-packages)
 
-lint: setup
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import memory, ours, train_step
 from benchmarks.shape import Shape
+from plad_ray.train.allocator import keep_large_buffers_apart
 
 
 def main() -> None:
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["cpo", "dpo", "dpo-precomputed", "candidates", "memory"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_large_buffers_apart()
     shape = Shape()
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}, {given.threads} threads, {given.steps} steps a side")
     print(f"torch {torch.__version__}, trl {version('trl')}; {shape}\n", flush=True)

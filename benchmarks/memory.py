@@ -14,6 +14,7 @@ import psutil
 from benchmarks import ours, trl_side
 from benchmarks.shape import Shape, base_model, lora_model
 from benchmarks.train_step import objective
+from plad_ray.train.allocator import keep_large_buffers_apart
 from plad_ray.train.shared import SHARED
 
 STEPS = 2
@@ -36,6 +37,7 @@ def own_peak(side: str, shape: Shape) -> float:
         import deepspeed  # noqa: F401 - likewise
 
         ours.alone()
+        keep_large_buffers_apart()
         wrapped = lora_model(shape)
         before = resident()
         step = ours.stepper(shape, objective("simpo"), SHARED, wrapped)

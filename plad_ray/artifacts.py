@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 from plad_ray.errors import PladError
 
 MANIFEST = "manifest.json"
+#: rows that streaming reads hold at a time
+BATCH_ROWS = 4096
 #: where machines keep copies of what lies in an object store; one path for all machines of a cluster
 COPIES = os.environ.get("PLAD_COPIES", "/tmp/plad-artifacts")
 #: tries of one request to S3, with pauses that double
@@ -92,7 +94,7 @@ class Store:
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write ``table`` as one Parquet file, all or nothing."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, row_group_size=2 * BATCH_ROWS)  # readers hold whole row groups
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def delete(self, name: str) -> None:
@@ -167,8 +169,16 @@ class Artifact:
     def table(self, columns: list[str] | None = None, folder: str = "rows") -> pa.Table:
         return self.dataset(folder).to_table(columns=columns)
 
+    def batches(
+        self, columns: list[str] | None = None, wanted: pads.Expression | None = None, folder: str = "rows"
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows that ``wanted`` holds for, in order and a few thousand at a time: pyarrow's own read-ahead would hold
+        most of a table in memory."""
+        ahead = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1}
+        yield from self.dataset(folder).to_batches(columns=columns, filter=wanted, **ahead)
+
     def rows(self, columns: list[str] | None = None, folder: str = "rows") -> Iterator[dict[str, Any]]:
-        for batch in self.dataset(folder).to_batches(columns=columns):
+        for batch in self.batches(columns, folder=folder):
             yield from batch.to_pylist()
 
     def write_rows(self, table: pa.Table, name: str = "part-00000", folder: str = "rows") -> None:

@@ -71,6 +71,27 @@ def stage(
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="which study; `plad study list` names them")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="EXP.yaml", help="an experiment or a study file (jobs/studies/)")
+    ] = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a study: a table or figure of the paper on your models and data. Settings: study.key=value."""
+    from plad_ray.study import running
+
+    if name == "list":
+        running.list_studies()
+        return
+    if file is None:
+        raise PladError(f"plad study {name}: give the experiment or study file, e.g. jobs/studies/{name}.yaml")
+    running.run(name, file, tuple(overrides or ()), dry_run, verbose)
+
+
+@app.command()
 def inspect(
     what: Annotated[
         str, typer.Argument(metavar="WHAT", help="prompts, tokens, pairs, responses, artifacts, lineage, or a stage")
@@ -84,6 +105,45 @@ def inspect(
     from plad_ray import inspection
 
     inspection.show(what, _load(file, overrides), n, of)
+
+
+@app.command()
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    on: Annotated[str, typer.Option("--on", help="h100, h200, a100-80, a100-40 or l4")] = "h100",
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="prompts of the data, which data.fractions divides")
+    ] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of a prompt; else the bound")] = None,
+    response_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of a response; else the bound")] = None,
+    config: Annotated[list[str] | None, typer.Option(help="ROLE=config.json of a model that is elsewhere")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="$ an hour of one GPU")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """What each stage will need before it is run: memory and whether it fits, tokens, time, cost. Starts nothing."""
+    from plad_ray.planning import command
+
+    given = command.Given(on, prompts, prompt_tokens, response_tokens, tuple(config or ()), price)
+    command.plan(_load(file, overrides), given, as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN [RUN]", help="a finished run: its experiment file, or its name in the store"),
+    ],
+    store: Annotated[str, typer.Option("--store", help="where runs given by name are")] = "runs",
+    out: Annotated[Path, typer.Option("--out", help="the page; its Markdown twin is written beside it")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write one page of a finished run, or of two compared on the prompts they share."""
+    from plad_ray.report import command
+
+    for path in command.write(runs, store, out):
+        typer.echo(path)
 
 
 @app.command()

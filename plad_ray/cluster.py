@@ -18,8 +18,9 @@ LOCAL_STARTS = 3
 _lock = threading.Lock()
 
 
-def connect(runtime: Runtime) -> None:
-    """Connect to Ray once a process; a Ray that is connected already is used as it is.
+def connect(runtime: Runtime, dashboard: bool = False) -> None:
+    """Connect to Ray once a process; a Ray that is connected already is used as it is. ``dashboard``: a local Ray has one,
+    and with it the State API.
 
     ``runtime.ray_address``, else RAY_ADDRESS, else a local Ray with ``runtime.local_cpus`` logical CPUs (null: the cores,
     at least 4, since most actors here wait more than they compute). Raises PladError when the named cluster is not there.
@@ -31,10 +32,10 @@ def connect(runtime: Runtime) -> None:
     with _lock:  # stages run in threads
         _quiet()
         if not ray.is_initialized():
-            _start(runtime)
+            _start(runtime, dashboard)
 
 
-def _start(runtime: Runtime) -> None:
+def _start(runtime: Runtime, dashboard: bool) -> None:
     import ray
 
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
@@ -42,7 +43,7 @@ def _start(runtime: Runtime) -> None:
     if address is None or address == "local":
         # what Ray's C++ side prints over the progress lines, it also raises; set the variable to see it in Ray's logs
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        local = {"num_cpus": runtime.local_cpus or max(4, os.cpu_count() or 1), "include_dashboard": False}
+        local = {"num_cpus": runtime.local_cpus or max(4, os.cpu_count() or 1), "include_dashboard": dashboard}
         _start_local(**local, object_store_memory=LOCAL_OBJECT_STORE, **common)
         return
     try:

@@ -26,18 +26,24 @@ class Plan:
         return [self.report]
 
 
-def plan(exp: Experiment) -> Plan:
-    """The graph of ``exp``. Hashes local inputs; raises PladError for files and models that are not there."""
-    arms = exp.arms()
+def before_distillation(exp: Experiment) -> parts.Made:
+    """What all training runs of ``exp`` share: prompts, tuned teacher and student, their texts and scores."""
     prompts = parts.prompts(exp)
     teacher = parts.sft(exp, "teacher", prompts)
     student = parts.sft(exp, "student", prompts)
-
     responses = parts.generate_bases(exp, prompts, teacher, student)
     imported = parts.imported_responses(exp, prompts)
     scores = parts.score(exp, "scores", prompts, responses, imported)
-    texts = {"prompts": prompts, "responses": responses, "imported": imported}
-    made = parts.Made(prompts, teacher, (student,) if student else (), present({**texts, "scores": scores}))
+    texts = {"prompts": prompts, "responses": responses, "imported": imported, "scores": scores}
+    return parts.Made(prompts, teacher, (student,) if student else (), present(texts))
+
+
+def plan(exp: Experiment) -> Plan:
+    """The graph of ``exp``. Hashes local inputs; raises PladError for files and models that are not there."""
+    arms = exp.arms()
+    made = before_distillation(exp)
+    prompts, teacher, student = made.prompts, made.teacher, made.initial
+    responses, scores = made.texts["responses"], made.texts.get("scores")
     tables = parts.tables(exp, arms, made)
     adapters = parts.adapters(exp, arms, made, tables)
 

@@ -13,6 +13,7 @@ from plad_ray.artifacts import Store
 from plad_ray.config import Experiment, Model, Role
 from plad_ray.errors import PladError
 from plad_ray.stages import Stage
+from plad_ray.track.choose import check as check_trackers
 
 
 def open_store(exp: Experiment) -> Store:
@@ -32,6 +33,8 @@ def open_store(exp: Experiment) -> Store:
 
 def check(exp: Experiment, todo: list[Stage]) -> None:
     """Check what the stages ``todo`` will use; a finished stage's models are not looked at again."""
+    if any("training" in stage.config for stage in todo):
+        check_trackers(exp.runtime.track)
     if exp.scorer is not None and any(isinstance(s.config.get("scorer"), dict) for s in todo):
         from plad_ray.reward import check as check_scorer
 
@@ -167,10 +170,11 @@ def check_references(exp: Experiment, todo: list[Stage]) -> None:
 def check_logits(teacher: Model, student: Model) -> None:
     """The teacher's logits are of the student's tokens, over all that the student trains on."""
     from plad_ray.generate.pools import check_context
-    from plad_ray.models.load import load_tokenizer
+    from plad_ray.models.load import is_seq2seq, load_tokenizer
     from plad_ray.models.policy import resolve
-    from plad_ray.models.tokens import check_same_tokens, text_only
+    from plad_ray.models.tokens import check_same_sequences, check_same_tokens, text_only
 
+    check_same_sequences(is_seq2seq(_config(student)), is_seq2seq(_config(teacher)), "teacher")
     if teacher.path is not None and student.path is not None:
         check_same_tokens(load_tokenizer(resolve(student)), load_tokenizer(resolve(teacher)), "teacher")
     elif _made(teacher) != _made(student):

@@ -46,8 +46,8 @@ def table(exp: Experiment, targets: list[Stage], store: Store) -> Table:
     styles = {"reused": "green", "resume": "yellow", "run": "bold", "not needed": "dim"}
     for stage in closure(targets):
         what = state(stage, store, todo)
-        cells = (str(counts[stage.name]), workers(exp, stage), _number(stage.cpus), _number(stage.gpus))
-        lines.add_row(stage.name, f"[{styles[what]}]{what}[/]", *cells, stage.artifact_name)
+        cells = (str(counts[stage.title]), workers(exp, stage), _number(stage.cpus), _number(stage.gpus))
+        lines.add_row(stage.title, f"[{styles[what]}]{what}[/]", *cells, stage.artifact_name)
     return lines
 
 
@@ -69,9 +69,9 @@ def rows(exp: Experiment, stages: list[Stage], store: Store) -> dict[str, Rows]:
     for stage in stages:
         artifact = stage.artifact(store)
         if artifact.finished:
-            counts[stage.name] = Rows(artifact.manifest["rows"]["out"], True)
+            counts[stage.title] = Rows(artifact.manifest["rows"]["out"], True)
         else:
-            counts[stage.name] = _derived(exp, stage, sizes, counts)
+            counts[stage.title] = _derived(exp, stage, sizes, counts)
     return counts
 
 
@@ -95,7 +95,7 @@ def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[
     if "pairs" in stage.config:
         return _capped(_table(stage, sizes), stage.config["pairs"]["limit"])
     if "training" in stage.config:
-        table = counts[stage.inputs["pairs"].name] if "pairs" in stage.inputs else Rows(sizes.get("distill"))
+        table = counts[stage.inputs["pairs"].title] if "pairs" in stage.inputs else Rows(sizes.get("distill"))
         return _capped(table, stage.config["training"]["limit"])
     if "path" in stage.config:
         return Rows(None)  # as many as the file has
@@ -130,7 +130,7 @@ def _scores(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[s
     from plad_ray.reward.base import scores_references
 
     responses = stage.inputs["responses"]
-    known = counts[responses.name].count
+    known = counts[responses.title].count
     if known is None or not sizes or "imported" in stage.inputs:
         return Rows(None)
     if exp.scorer is None or not scores_references(exp.scorer):

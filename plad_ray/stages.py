@@ -66,6 +66,11 @@ class Stage:
     cpus: float = field(default=0, compare=False)
     gpus: float = field(default=0, compare=False)
     ray: bool = field(default=True, compare=False)
+    of: str = field(default="", compare=False)  # which run of several, e.g. "seed 3": told apart where it is shown
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} · {self.of}" if self.of else self.name
 
     @cached_property
     def digest(self) -> str:
@@ -146,14 +151,14 @@ def execute(
             for stage in _admissible(waiting, running, done, {s.artifact_name for s in todo}, capacity, runtime):
                 if failure is None:
                     waiting.remove(stage)
-                    job = _job(stage, store, runtime, reporter(stage.name))
+                    job = job_of(stage, store, runtime, reporter(stage.title))
                     running[pool.submit(run_stage, stage, job, say)] = stage
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 stage = running.pop(future)
                 done.add(stage.artifact_name)
                 failure = failure or future.exception()
-                ended(stage.name, future.exception() is None)
+                ended(stage.title, future.exception() is None)
     finally:  # nothing runs any more, unless this is an interrupt: then nobody waits for it
         pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
@@ -184,7 +189,8 @@ def _admissible(
     return admitted
 
 
-def _job(stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None]) -> Job:
+def job_of(stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None] = no_progress) -> Job:
+    """What the stage's function gets, inputs being finished."""
     inputs = {key: parent.artifact(store) for key, parent in stage.inputs.items()}
     return Job(stage.name, stage.config, inputs, stage.artifact(store), runtime, progress)
 

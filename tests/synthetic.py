@@ -17,7 +17,7 @@ def artifact(root: Path, name: str, rows: list[dict[str, Any]], schema: pa.Schem
     """A finished artifact whose ``rows/`` holds ``rows``; missing columns are null."""
     made = Artifact(Store(str(root)), name)
     made.write_rows(pa.Table.from_pylist(rows, schema=schema))
-    made.finish({"name": name, "inputs": {}, "metrics": {}, **manifest})
+    made.finish({"name": name, "inputs": {}, "metrics": {}, "identity": {}, "version": 1, "digest": name, **manifest})
     return made
 
 

@@ -316,6 +316,12 @@ def test_logit_methods_need_a_teacher_that_reads_as_far(files, models):
     assert "the teacher reads what the student trains on" in message and "64" in message and "48" in message
 
 
+def test_logit_methods_need_two_models_that_read_alike(files, models):
+    given = ["distill.objective.name=kd", f"teacher.model.path={models['t5']}", "teacher.engine=transformers"]
+    message = refused(files(), *given)
+    assert "only one is an encoder-decoder" in message and "plad_rank" in message
+
+
 def test_logit_methods_of_models_from_scratch(tmp_path):
     file = tmp_path / "exp.yaml"
     file.write_text(yaml.safe_dump({**EXPERIMENT, "runtime": {"store": str(tmp_path / "runs")}}))

@@ -46,7 +46,7 @@ def experiment(root: Path, arms: dict[str, Any]) -> config.Experiment:
     return config.load(ROOT / "jobs/demo.yaml", [f"{key}={json.dumps(value)}" for key, value in tiny.items()])
 
 
-def train_here(job: Job) -> dict[str, Any]:
+def train_here(job: Job, callbacks: Any = ()) -> dict[str, Any]:
     result = work(job, World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None))
     assert "error" not in result, f"{job.stage}: {result['error']}"
     return result

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from plad_ray import config
+from plad_ray import config, study
 from plad_ray.config.loading import apply_override
 from plad_ray.objectives import OBJECTIVES
 
@@ -46,7 +46,7 @@ def test_own_experiment_is_valid():
     assert experiment.runtime.train.zero_stage == 2
     for command in PLAD:
         if "mine.yaml" in command:
-            overrides = [a for a in command if "=" in a]
+            overrides = [a for a in command if "=" in a and not a.startswith("study.")]
             raw = yaml.safe_load(block)
             for override in overrides:
                 apply_override(raw, override)
@@ -57,7 +57,11 @@ def test_own_experiment_is_valid():
 def test_experiments_and_overrides_load(command: list[str], monkeypatch):
     monkeypatch.chdir(ROOT)
     [file] = [a for a in command if a.startswith("jobs/")]
-    assert config.load(file, [a for a in command if "=" in a and not a.startswith("-")]).name
+    overrides = [a for a in command if "=" in a and not a.startswith("-")]
+    if command[0] == "study":
+        assert config.load_study(command[1], study.find(command[1]).settings, file, overrides)[0].name
+    else:
+        assert config.load(file, overrides).name
 
 
 def test_commands_and_options_exist():
@@ -71,7 +75,12 @@ def test_commands_and_options_exist():
             assert option in shown.output, command
 
 
+def test_studies_are_all_in_the_table():
+    section = README[README.index("## Studies") : README.index("## Training")]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", section, flags=re.MULTILINE)) == set(study.STUDIES)
+
+
 def test_objectives_are_all_in_the_table():
-    named = set(re.findall(r"^\| `(\w+)` \|", README, flags=re.MULTILINE))
+    named = set(re.findall(r"^\| `(\w+)` \|", README[: README.index("## Studies")], flags=re.MULTILINE))
     assert named | {"sft"} >= set(OBJECTIVES), "every objective but plain SFT has its row"
     assert named <= set(OBJECTIVES) | {"distilled", "seqkd", "self"}

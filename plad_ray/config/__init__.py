@@ -12,6 +12,8 @@ from plad_ray.config.loading import load, parse
 from plad_ray.config.models import Api, Draw, Generate, Model, Role, Scratch
 from plad_ray.config.pairs import Arm, Pairs, Pick, Rejection
 from plad_ray.config.runtime import ApiRuntime, Pool, Runtime, TrainRuntime
+from plad_ray.config.study import StudySettings, load_study
+from plad_ray.config.tracking import Mlflow, Track, Wandb
 from plad_ray.config.training import Distill, Lora, Objective, Sft, Training
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Experiment",
     "Generate",
     "Lora",
+    "Mlflow",
     "Model",
     "Objective",
     "Pairs",
@@ -40,9 +43,13 @@ __all__ = [
     "Scratch",
     "Sft",
     "SplitName",
+    "StudySettings",
+    "Track",
     "TrainRuntime",
     "Training",
+    "Wandb",
     "load",
+    "load_study",
     "overlay",
     "parse",
 ]

@@ -14,12 +14,13 @@ Roles = Mapping[str, Role | None]
 
 def check_table(data: Data, roles: Roles, arm: str, pairs: Pairs, distill: Distill) -> None:
     """Raises ValueError naming the key of ``pairs`` or ``draw`` that would be right."""
-    kind = _kind(distill)
+    kind = distill.objective.built().table
     for name, candidate in distill.candidates().items():
-        if _kind(candidate) != kind:
+        other = candidate.objective.built().table
+        if other != kind:
             raise ValueError(
-                f"distill.select_on_dev.{name} of arm {arm} trains on {_kind(candidate)} and the arm on {kind}; candidates "
-                "share one table: make it an arm of its own under compare"
+                f"distill.select_on_dev.{name} of arm {arm} trains on {other} and the arm on {kind}; candidates share one "
+                "table: make it an arm of its own under compare"
             )
     if kind == "references":
         return
@@ -31,11 +32,6 @@ def check_table(data: Data, roles: Roles, arm: str, pairs: Pairs, distill: Disti
         _check_lists(data, roles, arm, pairs)
     elif kind == "rejection":
         _check_rejection(data, roles, arm, pairs)
-
-
-def _kind(distill: Distill) -> str:
-    trains_on = distill.objective.built().trains_on
-    return {"chosen": "pairs"}.get(trains_on, trains_on)
 
 
 def _check_finished(arm: str, pairs: Pairs, kind: str) -> None:

@@ -55,6 +55,11 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise PladError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    put(raw, key, value, f"override {override!r}")
+
+
+def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set the dotted ``key`` of nested sections. Raises PladError beginning with ``where``."""
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -62,6 +67,6 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise PladError(f"override {override!r}: {parent} is a value, not a section")
+            raise PladError(f"{where}: {parent} is a value, not a section")
         node = child
     node[last] = value

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from plad_ray.config.base import Count, Positive, Section
+from plad_ray.config.tracking import Track
 
 
 class ApiRuntime(Section):
@@ -74,4 +75,5 @@ class Runtime(Section):
     teacher: Pool = Pool()
     student: Pool = Pool()
     train: TrainRuntime = TrainRuntime()
+    track: Track = Track()
     verify_engine: bool = Field(True, description="after loading an adapter, check that it acts and log-probs agree")

@@ -86,7 +86,8 @@ def run_pairs(job: Job) -> Outcome:
     defaults = Pairs.model_validate({})
     reason = build.drop_reasons(joined, defaults)
     kept = joined.filter(pc.is_null(reason))
-    summary = stats.summary(joined, reason, defaults) | {"chosen": "imported chosen", "rejected": "imported rejected"}
+    summary = stats.summary(stats.facts(joined, reason), defaults)
+    summary |= {"chosen": "imported chosen", "rejected": "imported rejected"}
     logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
     dropped = summary["dropped"] | dict(held_out)
     if not kept.num_rows:

@@ -45,6 +45,23 @@ def win_rates(scores: pa.Table, policy: str) -> dict[str, Any]:
     }
 
 
+def prompt_wins(scores: pa.Table, policies: list[str]) -> np.ndarray:
+    """How often each of M ``policies`` wins against the reference of each of N prompts, over its temperatures: [M, N], NaN
+    where it has no scored text."""
+    references = scores.filter(pc.equal(scores["policy"], "reference"))
+    found = np.full((len(policies), references.num_rows), np.nan)
+    for row, policy in enumerate(policies):
+        ours = scores.filter(pc.equal(scores["policy"], policy))
+        place = pc.index_in(ours["prompt_id"], value_set=references["prompt_id"].combine_chunks()).combine_chunks()
+        won = wins(to_floats(ours["score"]), to_floats(references["score"].combine_chunks().take(place)))
+        known = ~np.isnan(won)
+        at = np.asarray(pc.fill_null(place, 0))[known]
+        counts = np.bincount(at, minlength=references.num_rows)
+        sums = np.bincount(at, won[known], minlength=references.num_rows)
+        found[row] = np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    return found
+
+
 def _copy(source: Artifact, target: Artifact) -> None:
     target.store.delete(target.file("files"))
     for name in source.store.files(source.file("files")):

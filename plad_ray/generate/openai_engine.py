@@ -100,7 +100,7 @@ class OpenAIEngine:
         assert pool.out is not None and pool.model.api is not None
         self.pools = dict.fromkeys(pool.policies, pool)
         self.out = pool.out
-        self.done = parts.succeeded(pool.out)  # not empty for an actor that Ray has started anew
+        self.done = parts.answered(pool.out)  # not empty for an actor that Ray has started anew
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, daemon=True, name="endpoint").start()
         self.endpoint: Endpoint = asyncio.run_coroutine_threadsafe(self._connect(pool), self.loop).result()
@@ -110,7 +110,7 @@ class OpenAIEngine:
         self.open = 0
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rows = [row for row in block.to_pylist() if row["rid"] not in self.done]
+        rows = [row for row in block.to_pylist() if row["number"] not in self.done]
         answers = asyncio.run_coroutine_threadsafe(self._block(rows), self.loop).result()
         if self.endpoint.refusal is not None:
             raise PladError(self.endpoint.refusal.message)

@@ -3,6 +3,9 @@
 Each block of finished requests is one Parquet file under ``work/parts``, published whole (fsync and rename on a local
 store, one PUT on an object store), so a killed run loses only the blocks in flight. A file can hold a request that another
 holds too (Ray runs a task again whose node died after it wrote): the first one counts.
+
+Requests are known by their number in the stage's request table, so memory here holds a byte a request at most, and the
+rows of one published file.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from plad_ray import records
@@ -23,8 +26,8 @@ from plad_ray.errors import PladError
 from plad_ray.generate.responses import PART
 
 FOLDER = "work/parts"
-#: rows of a published file
-ROWS_PER_FILE = 50_000
+#: requests of a published file
+ROWS_PER_FILE = 10_000
 
 
 def write_part(out: Artifact, rows: list[dict[str, Any]]) -> None:
@@ -33,98 +36,132 @@ def write_part(out: Artifact, rows: list[dict[str, Any]]) -> None:
         out.write_rows(pa.Table.from_pylist(rows, schema=PART), uuid.uuid4().hex, FOLDER)
 
 
-def sound_files(out: Artifact) -> list[str]:
-    """Paths of the readable part files; a torn one is deleted and its requests run again. An object store has none torn,
-    and an error there is one of reading, which must cost nothing that is finished."""
-    store, sound = out.store, []
-    if not store.local:
-        return [store.path(out.file(f"{FOLDER}/{name}")) for name in sorted(store.files(out.file(FOLDER)))]
-    for name in sorted(store.files(out.file(FOLDER))):
+def files(out: Artifact) -> Iterator[tuple[str, pq.ParquetFile]]:
+    """The readable part files by name, each open for its turn; a torn one is deleted and its requests run again. An object
+    store has none torn, and an error there is one of reading, which must cost nothing that is finished."""
+    for name in sorted(out.store.files(out.file(FOLDER))):
         if name.rpartition("/")[2].startswith("."):
             continue
         file = out.file(f"{FOLDER}/{name}")
         try:
-            with store.fs.open_input_file(store.path(file)) as stream:
-                pq.read_metadata(stream)
-            sound.append(store.path(file))
+            stream = out.store.fs.open_input_file(out.store.path(file))
+            found = pq.ParquetFile(stream)
         except (pa.ArrowInvalid, OSError):
-            store.delete(file)
-    return sound
+            if not out.store.local:
+                raise
+            out.store.delete(file)
+            continue
+        with stream:
+            yield file, found
 
 
-def dataset(out: Artifact) -> pads.Dataset:
-    """All sound part files."""
-    return pads.dataset(sound_files(out), format="parquet", filesystem=out.store.fs, schema=PART)
+def tables(out: Artifact, columns: list[str]) -> Iterator[pa.Table]:
+    """``columns`` of one part file after another."""
+    for _, file in files(out):
+        yield file.read(columns=columns)
 
 
-def succeeded(out: Artifact) -> set[str]:
-    """rids that have a response; those that only have an error are tried again."""
-    done: set[str] = set()
-    for batch in dataset(out).to_batches(columns=["rid"], filter=pc.field("error").is_null()):
-        done.update(batch.column("rid").to_pylist())
+class Numbers:
+    """A set of request numbers: one byte for each up to the largest."""
+
+    def __init__(self) -> None:
+        self.there = np.zeros(0, bool)
+
+    def __contains__(self, number: int) -> bool:
+        return number < len(self.there) and bool(self.there[number])
+
+    def add(self, numbers: np.ndarray) -> None:
+        if len(numbers):
+            missing = int(numbers.max()) + 1 - len(self.there)
+            if missing > 0:
+                self.there = np.pad(self.there, (0, max(missing, len(self.there))))
+            self.there[numbers] = True
+
+
+def answered(out: Artifact) -> Numbers:
+    """Requests that have a response; those that only have an error are tried again."""
+    done = Numbers()
+    for table in tables(out, ["number", "error"]):
+        done.add(table.filter(pc.is_null(table["error"]))["number"].to_numpy())
     return done
+
+
+def remaining(requests: Iterable[dict[str, Any]], done: Numbers, tally: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Number the requests of the stage, which always come in the same order, and pass on those that have no response yet;
+    ``tally`` counts ``total`` on the way, over all pools."""
+    for request in requests:
+        number = tally["total"]
+        tally["total"] += 1
+        if number not in done:
+            yield {**request, "number": number}
 
 
 def sampled(out: Artifact, policies: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
     """By policy, the ``sampled`` cells of its verification requests."""
     found: dict[str, dict[str, dict[str, Any]]] = {policy: {} for policy in policies}
-    wanted = pc.field("sampled").is_valid() & pc.field("policy").isin(pa.array(list(found), pa.string()))
-    for batch in dataset(out).to_batches(columns=["rid", "policy", "sampled"], filter=wanted):
-        for row in batch.to_pylist():
-            found[row["policy"]].setdefault(row["rid"], row["sampled"])
+    for table in tables(out, ["rid", "policy", "sampled"]):
+        for row in table.filter(pc.is_valid(table["sampled"])).to_pylist():
+            if row["policy"] in found:
+                found[row["policy"]].setdefault(row["rid"], row["sampled"])
     return {policy: [rows[rid] for rid in sorted(rows)] for policy, rows in found.items()}
 
 
 def publish(out: Artifact, total: int) -> tuple[int, Counter[str], dict[str, Any]]:
-    """Write ``rows/`` and ``errors/`` from the parts: every request once, sorted, in files of moderate size.
+    """Write ``rows/`` and ``errors/`` from the parts: every request once, in the order of the request table.
 
-    Returns (responses, errors by message, per-policy statistics). Memory holds one policy's split at a time. Raises
-    PladError when requests are missing.
+    Returns (responses, errors by message, per-policy statistics). Raises PladError when requests are missing.
     """
     for folder in ("rows", "errors"):
         out.store.delete(out.file(folder))
-    parts = dataset(out)
-    groups = sorted(
-        {(r["policy"], r["split"]) for b in parts.to_batches(columns=["policy", "split"]) for r in _unique(b)}
-    )
-    done: set[str] = set()
-    statistics: dict[str, Any] = {}
-    for number, (policy, split) in enumerate(groups):
-        wanted = (pc.field("policy") == policy) & (pc.field("split") == split) & pc.field("error").is_null()
-        table = _first_of_each(parts.to_table(columns=records.RESPONSE.names, filter=wanted))
-        done.update(table.column("rid").to_pylist())
-        for start in range(0, table.num_rows, ROWS_PER_FILE):
-            out.write_rows(table.slice(start, ROWS_PER_FILE), f"part-{number:03d}-{start // ROWS_PER_FILE:05d}")
-        _add_statistics(statistics, policy, table)
-    if not done:
-        out.write_rows(records.RESPONSE.empty_table(), "part-000-00000")
-    errors = _errors(parts, done)
-    out.write_rows(pa.Table.from_pylist(list(errors.values()), schema=records.ERROR), folder="errors")
-    if len(done) + len(errors) != total:
-        raise PladError(f"{out.name}: {total} requests, but {len(done)} responses and {len(errors)} errors came back")
-    return len(done), Counter(row["error"] for row in errors.values()), statistics
+    names, spans = _spans(out)
+    errors, statistics = Counter[str](), dict[str, Any]()
+    count = 0
+    for start in range(0, max(total, int(spans.max(initial=0)) + 1), ROWS_PER_FILE):
+        rows = _first_of_each(_between(out, names, spans, start, start + ROWS_PER_FILE))
+        failed = pc.is_valid(rows["error"])
+        name = f"part-{start // ROWS_PER_FILE:05d}"
+        responses, lost = rows.filter(pc.invert(failed)), rows.filter(failed)
+        out.write_rows(responses.select(records.RESPONSE.names), name)
+        if lost.num_rows or start == 0:
+            out.write_rows(lost.select(records.ERROR.names), name, "errors")
+        count += responses.num_rows
+        errors.update(lost["error"].to_pylist())
+        for policy in pc.unique(responses["policy"]).to_pylist():
+            _add_statistics(statistics, policy, responses.filter(pc.equal(responses["policy"], policy)))
+    if count + sum(errors.values()) != total:
+        raise PladError(
+            f"{out.name}: {total} requests, but {count} responses and {sum(errors.values())} errors came back"
+        )
+    return count, errors, statistics
 
 
-def _unique(batch: pa.RecordBatch) -> list[dict[str, str]]:
-    return pa.Table.from_batches([batch]).group_by(batch.schema.names).aggregate([]).to_pylist()
+def _spans(out: Artifact) -> tuple[list[str], np.ndarray]:
+    """Names of the part files, and [F, 2] the smallest and largest request number of each, from its footer: a block holds
+    requests that follow one another, so few files overlap."""
+    names, spans = [], []
+    for name, file in files(out):
+        groups = [file.metadata.row_group(g).column(PART.names.index("number")) for g in range(file.num_row_groups)]
+        names.append(name)
+        spans.append((min(g.statistics.min for g in groups), max(g.statistics.max for g in groups)))
+    return names, np.array(spans, np.int64).reshape(-1, 2)
+
+
+def _between(out: Artifact, names: list[str], spans: np.ndarray, start: int, stop: int) -> pa.Table:
+    """PART rows of the requests from ``start`` to before ``stop``."""
+    found = [PART.empty_table()]
+    for place in np.flatnonzero((spans[:, 1] >= start) & (spans[:, 0] < stop)):
+        table = pq.read_table(out.store.path(names[place]), filesystem=out.store.fs, schema=PART)
+        number = table["number"]
+        found.append(table.filter(pc.and_(pc.greater_equal(number, start), pc.less(number, stop))))
+    return pa.concat_tables(found)
 
 
 def _first_of_each(table: pa.Table) -> pa.Table:
-    """Rows with distinct rid, sorted by prompt, temperature and sample."""
-    numbered = table.append_column("__at", pa.array(range(table.num_rows), pa.int64()))
-    first = numbered.group_by("rid").aggregate([("__at", "min")]).column("__at_min")
-    keys = [("prompt_id", "ascending"), ("temperature", "ascending"), ("sample", "ascending")]
-    return table.take(first).sort_by(keys).cast(records.RESPONSE)
-
-
-def _errors(parts: pads.Dataset, done: set[str]) -> dict[str, dict[str, str]]:
-    """The error of every request that never succeeded."""
-    found: dict[str, dict[str, str]] = {}
-    for batch in parts.to_batches(columns=records.ERROR.names, filter=pc.field("error").is_valid()):
-        for row in batch.to_pylist():
-            if row["rid"] not in done:
-                found.setdefault(row["rid"], row)
-    return found
+    """One row a request, by number: its first response, or where it has none its first error."""
+    failed = pc.is_valid(table["error"]).to_numpy()
+    order = np.lexsort((np.arange(table.num_rows), failed, table["number"].to_numpy()))
+    numbers = table["number"].to_numpy()[order]
+    return table.take(pa.array(order[np.diff(numbers, prepend=-1) != 0]))
 
 
 def _add_statistics(statistics: dict[str, Any], policy: str, table: pa.Table) -> None:
@@ -140,17 +177,10 @@ def usage(out: Artifact, policy: str) -> dict[str, int]:
     twice count twice. ``unreported``: answers whose endpoint reported no counts."""
     total = {"input_tokens": 0, "output_tokens": 0, "unreported": 0}
     columns = ["num_prompt_tokens", "num_tokens", "num_reasoning_tokens", "error"]
-    for batch in dataset(out).to_batches(columns=columns, filter=pc.field("policy") == policy):
-        total["input_tokens"] += pc.sum(batch["num_prompt_tokens"]).as_py() or 0
-        total["output_tokens"] += sum(pc.sum(batch[name]).as_py() or 0 for name in columns[1:3])
-        unknown = pc.and_(pc.equal(batch["num_prompt_tokens"], 0), pc.is_null(batch["error"]))
+    for every in tables(out, [*columns, "policy"]):
+        table = every.filter(pc.equal(every["policy"], policy))
+        total["input_tokens"] += pc.sum(table["num_prompt_tokens"]).as_py() or 0
+        total["output_tokens"] += sum(pc.sum(table[name]).as_py() or 0 for name in columns[1:3])
+        unknown = pc.and_(pc.equal(table["num_prompt_tokens"], 0), pc.is_null(table["error"]))
         total["unreported"] += pc.sum(unknown).as_py() or 0
     return total
-
-
-def remaining(requests: Iterable[dict[str, Any]], done: set[str], tally: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The requests that have no response yet; ``tally`` counts ``total`` on the way."""
-    for request in requests:
-        tally["total"] += 1
-        if request["rid"] not in done:
-            yield request

@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
+import pyarrow.dataset as pads
+
 from plad_ray.artifacts import Artifact
 from plad_ray.errors import PladError
 from plad_ray.generate.pools import EnginePool
 from plad_ray.generate.tasks import BLOCKS_PER_FILE, write_requests
 from plad_ray.models.tokens import encode_prompt
+from plad_ray.slices import Places
 
 
 def temperature_text(temperature: float) -> str:
@@ -43,18 +46,16 @@ def pool_requests(
     split). Raises PladError for a split without prompts, a repeated prompt_id, or a prompt that leaves no room for
     ``generate.max_tokens``.
     """
-    columns = ["prompt_id", "split", "prompt", "messages"]
+    columns = ["prompt_id", "prompt", "messages"]
     splits = list(dict.fromkeys(draw["split"] for policy_draws in draws.values() for draw in policy_draws))
     for split in splits:
-        rows = (row for row in prompts.rows(columns) if row["split"] == split)
-        count, seen = 0, set()
-        for count, row in enumerate(rows, start=1):
-            if row["prompt_id"] in seen:
-                raise PladError(f"prompt_id {row['prompt_id']!r} is there twice in split {split} of {prompts.path}")
-            seen.add(row["prompt_id"])
-            yield from _prompt_requests(row, count - 1, split, pool, draws, seed)
-        if count == 0:
+        if not len(Places(prompts, split)):
             raise PladError(f"split {split} of {prompts.path} has no prompts to generate for")
+        index = 0
+        for batch in prompts.batches(columns, pads.field("split") == split):
+            for row in batch.to_pylist():
+                yield from _prompt_requests(row, index, split, pool, draws, seed)
+                index += 1
 
 
 def _prompt_requests(

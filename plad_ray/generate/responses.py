@@ -18,7 +18,7 @@ SAMPLED = pa.struct(
     [("prompt_ids", pa.list_(pa.int32())), ("ids", pa.list_(pa.int32())), ("logprobs", pa.list_(pa.float64()))]
 )
 #: A finished request in a part file: a response, or an ``error`` and empty text. ``sampled`` where a request asked.
-PART = pa.schema([*records.RESPONSE, pa.field("error", pa.string()), pa.field("sampled", SAMPLED)])
+PART = pa.schema([("number", pa.int64()), *records.RESPONSE, ("error", pa.string()), ("sampled", SAMPLED)])
 
 
 def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
 
     ``pools`` by policy.
     """
-    names = ("rid", "policy", "prompt_id", "split", "temperature", "sample", "num_prompt_tokens")
+    names = ("number", "rid", "policy", "prompt_id", "split", "temperature", "sample", "num_prompt_tokens")
     common = {name: answer[name] for name in names}
     error = answer.get("__inference_error__") or answer.get("error")
     if error:

@@ -79,18 +79,18 @@ def run(job: Job) -> Outcome:
 
 def plan(job: Job, pools: list[EnginePool]) -> Work:
     """Write the requests that have no response yet, a folder for each pool. Raises PladError for what does not fit."""
-    done, work = parts.succeeded(job.out), Work(folder=f"work/remaining-{uuid.uuid4().hex[:8]}")
+    done, work = parts.answered(job.out), Work(folder=f"work/remaining-{uuid.uuid4().hex[:8]}")
     for stale in {name.partition("/")[0] for name in job.out.store.files(job.out.file("work"))}:
         if stale.startswith("remaining-"):
             job.out.store.delete(job.out.file(f"work/{stale}"))
+    tally = Counter[str]()
     for pool in pools:
         draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
         every = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
         every = requests.mark_verified(every, verified_policies(job, pool), verify.ROWS)
-        tally = Counter[str]()
         left = parts.remaining(every, done, tally)
         work.left[pool.name] = requests.write(left, job.out, f"{work.folder}/{pool.name}", pool.rows_per_block)
-        work.total += tally["total"]
+    work.total = tally["total"]
     return work
 
 

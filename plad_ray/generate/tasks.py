@@ -15,8 +15,11 @@ from plad_ray import records
 from plad_ray.artifacts import Artifact
 
 ONE_TASK: dict[str, Any] = {"num_cpus": 0.25, "concurrency": 1}
-#: A request on its way to an engine: ``verify`` asks for the log-probs of its tokens.
-REQUEST = pa.schema([*records.REQUEST, ("num_prompt_tokens", pa.int32()), ("verify", pa.bool_())])
+#: A request on its way to an engine: ``number`` is its place in the stage's request table, ``verify`` asks for the log-probs
+#: of its tokens.
+REQUEST = pa.schema(
+    [("number", pa.int64()), *records.REQUEST, ("num_prompt_tokens", pa.int32()), ("verify", pa.bool_())]
+)
 #: What an engine gives back: its request, and the generated ids (with the one that ended them), an API's ``text``, or an
 #: ``error``. ``published``: the engine has put the row into a part file itself.
 ANSWER = pa.schema(

@@ -67,6 +67,15 @@ def check_same_tokens(student: PreTrainedTokenizerBase, other: PreTrainedTokeniz
     )
 
 
+def check_same_sequences(student_seq2seq: bool, other_seq2seq: bool, name: str) -> None:
+    """PladError when only one of the student and the frozen model ``name`` reads prompts in an encoder."""
+    if student_seq2seq != other_seq2seq:
+        raise PladError(
+            f"of {name} and student only one is an encoder-decoder, so they read different sequences and their logits "
+            f"cannot be compared. Methods that need the teacher's text alone work: {', '.join(text_only())}"
+        )
+
+
 def text_only() -> list[str]:
     """The built-in objectives that read no logits of a teacher."""
     from plad_ray.objectives import OBJECTIVES

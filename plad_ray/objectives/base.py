@@ -67,6 +67,11 @@ class Objective:
     needs_scores: ClassVar[bool] = False
 
     @property
+    def table(self) -> str:
+        """The kind of table its rows lie in: training on the chosen text alone reads pairs."""
+        return "pairs" if self.trains_on == "chosen" else self.trains_on
+
+    @property
     def logits_of(self) -> tuple[str, ...]:
         """Frozen models whose logits ``per_token`` gets: ``teacher``, ``reference`` (the student before distillation), or
         a name of ``upstream``."""

@@ -20,6 +20,7 @@ from plad_ray.pairs import columns, stats
 from plad_ray.pairs.columns import flat
 from plad_ray.pairs.texts import FIELDS, SPLIT, is_imported, prompt_hash, prompt_table, responses, source
 from plad_ray.records import pair_schema
+from plad_ray.slices import slices
 from plad_ray.stages import Job, Outcome
 
 logger = logging.getLogger("plad_ray")
@@ -29,17 +30,23 @@ SIDES = ("chosen", "rejected")
 def run(job: Job) -> Outcome:
     """Stage: one row a prompt of the distill split, both sides joined by ``prompt_id``, bad pairs dropped by reason."""
     pairs = Pairs.model_validate(job.config["pairs"])
-    joined = reorder(join(job.inputs, pairs), pairs.reward_share, job.config["seed"])
-    reason = drop_reasons(joined, pairs)
-    kept = joined.filter(pc.is_null(reason))
-    dropped = {item["values"]: item["counts"] for item in pc.value_counts(reason.drop_null()).to_pylist()}
-    summary = stats.summary(joined, reason, pairs)
-    logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
-    if not kept.num_rows:
-        raise PladError(_nothing_left(pairs, joined.num_rows, dropped))
     job.out.store.delete(job.out.file("rows"))
-    job.out.write_rows(to_trl(kept, bool(job.config["chat"])))
-    return Outcome(rows_in=joined.num_rows, rows_out=kept.num_rows, dropped=dropped, metrics=summary)
+    facts: list[pa.Table] = []
+    count = 0
+    for number, inputs in enumerate(slices(job.inputs, SPLIT)):
+        joined = reorder(join(inputs, pairs), pairs.reward_share, job.config["seed"])
+        reason = drop_reasons(joined, pairs, before=count)
+        kept = joined.filter(pc.is_null(reason))
+        if kept.num_rows:
+            job.out.write_rows(to_trl(kept, bool(job.config["chat"])), f"part-{number:05d}")
+        facts.append(stats.facts(joined, reason))
+        count += kept.num_rows
+    every = pa.concat_tables(facts)
+    summary = stats.summary(every, pairs)
+    logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
+    if not count:
+        raise PladError(_nothing_left(pairs, every.num_rows, summary["dropped"]))
+    return Outcome(rows_in=every.num_rows, rows_out=count, dropped=summary["dropped"], metrics=summary)
 
 
 def join(inputs: Mapping[str, Artifact], pairs: Pairs) -> pa.Table:
@@ -96,8 +103,11 @@ def reorder(joined: pa.Table, share: float, seed: int) -> pa.Table:
     return table.append_column("order", order).append_column("swapped", swapped)
 
 
-def drop_reasons(joined: pa.Table, pairs: Pairs, further: Mapping[str, pa.Array] | None = None) -> pa.Array:
-    """Why each row cannot be a pair (the first reason that holds, ``further`` ones last), null where it can."""
+def drop_reasons(
+    joined: pa.Table, pairs: Pairs, further: Mapping[str, pa.Array] | None = None, before: int = 0
+) -> pa.Array:
+    """Why each row cannot be a pair (the first reason that holds, ``further`` ones last), null where it can. ``before``:
+    pairs there are already, of rows before these."""
     chosen, rejected = (pc.utf8_trim_whitespace(joined[f"{side}_text"]) for side in SIDES)
     cut = pc.and_(pc.equal(joined["chosen_finish_reason"], "length"), pa.scalar(pairs.drop_truncated_chosen))
     checks = {
@@ -117,7 +127,7 @@ def drop_reasons(joined: pa.Table, pairs: Pairs, further: Mapping[str, pa.Array]
         return reason
     usable = pc.is_null(reason)
     place = pc.cumulative_sum(pc.cast(usable, pa.int64()))
-    return pc.if_else(pc.and_(usable, pc.greater(place, pairs.limit)), "over_limit", reason)
+    return pc.if_else(pc.and_(usable, pc.greater(place, pairs.limit - before)), "over_limit", reason)
 
 
 def to_trl(kept: pa.Table, chat: bool) -> pa.Table:

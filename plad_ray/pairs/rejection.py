@@ -47,7 +47,7 @@ def run(job: Job) -> Outcome:
     kept = formed.filter(pc.is_null(reason))
     sizes = np.bincount(pool["place"].to_numpy(), minlength=prompts.num_rows)
     none = {"no_text": int((sizes == 0).sum()), "one_text": int((sizes == 1).sum())}
-    found = {k: v for k, v in stats.summary(formed, reason, pairs).items() if k not in SAYS_NOTHING}
+    found = {k: v for k, v in stats.summary(stats.facts(formed, reason), pairs).items() if k not in SAYS_NOTHING}
     summary = found | _told(pairs.rejection, prompts.num_rows, pool, accepted)
     summary["warnings"] = [*summary["warnings"], *_warnings(summary)]
     dropped = summary["dropped"] = {k: v for k, v in (Counter(none) + Counter(summary["dropped"])).items() if v}

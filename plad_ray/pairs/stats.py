@@ -14,35 +14,51 @@ from plad_ray.pairs import list_stats
 from plad_ray.pairs.histogram import histogram, sparkline
 
 
-def summary(joined: pa.Table, reason: pa.Array, pairs: Pairs) -> dict[str, Any]:
-    """JSON summary of the joined rows (see ``build.join``) and their drop reasons.
+def facts(joined: pa.Table, reason: pa.Array) -> pa.Table:
+    """What a summary needs to know of joined rows (see ``build.join``) and their drop reasons: a few numbers a row."""
+    scores = [to_floats(joined[f"{side}_score"]) for side in ("chosen", "rejected")]
+    swapped = joined["swapped"].to_numpy() if "swapped" in joined.column_names else np.zeros(len(reason), bool)
+    columns = {
+        "reason": reason.dictionary_encode(),
+        **{f"{side}_words": count_words(joined[f"{side}_text"]) for side in ("chosen", "rejected")},
+        "rejected_cut": pc.fill_null(pc.equal(joined["rejected_finish_reason"], "length"), False),
+        "score_gap": scores[0] - scores[1],
+        "by_reward": pc.equal(joined["order"], "reward"),
+        "swapped": swapped,
+    }
+    return pa.table(columns)
+
+
+def summary(facts: pa.Table, pairs: Pairs) -> dict[str, Any]:
+    """JSON summary of ``facts``.
 
     Lengths and gaps are over the kept pairs, in words. ``chosen_wins`` is over every prompt whose two texts were
     scored, identical ones included (they tie; a tie counts half), so that dropping them does not flatter the teacher, and
     before the reward ordered any (column ``swapped``).
     """
-    kept = np.asarray(pc.is_null(reason).to_numpy(zero_copy_only=False), dtype=bool)
-    words = {side: count_words(joined[f"{side}_text"]) for side in ("chosen", "rejected")}
+    reasons = pc.value_counts(facts["reason"].drop_null()).to_pylist()
+    dropped = {item["values"]: item["counts"] for item in reasons}
+    kept, swapped, by_reward = (
+        np.asarray(column.to_numpy(), dtype=bool)
+        for column in (pc.is_null(facts["reason"]), facts["swapped"], facts["by_reward"])
+    )
+    words = {side: facts[f"{side}_words"].to_numpy() for side in ("chosen", "rejected")}
     gap = (words["chosen"] - words["rejected"])[kept]
     both = ~(np.isnan(words["chosen"]) | np.isnan(words["rejected"]))
-    identical = pc.sum(pc.equal(reason, "identical")).as_py() or 0
     found: dict[str, Any] = {
         "pairs": int(kept.sum()),
-        "prompts": joined.num_rows,
+        "prompts": facts.num_rows,
         "chosen": describe(pairs.chosen),
         "rejected": describe(pairs.rejected),
-        "dropped": {item["values"]: item["counts"] for item in pc.value_counts(reason.drop_null()).to_pylist()},
-        "identical_share": identical / max(int(both.sum()), 1),
+        "dropped": dropped,
+        "identical_share": dropped.get("identical", 0) / max(int(both.sum()), 1),
         "words": {side: _mean(values[kept]) for side, values in words.items()},
         "length_gap": {"mean": _mean(gap), "histogram": histogram(gap)},
-        "truncated_rejected": _share(joined["rejected_finish_reason"], "length", kept),
+        "truncated_rejected": _mean(to_floats(facts["rejected_cut"])[kept]),
     }
-    scores = [to_floats(joined[f"{side}_score"]) for side in ("chosen", "rejected")]
-    difference = scores[0] - scores[1]
-    swapped = joined["swapped"].to_numpy() if "swapped" in joined.column_names else np.zeros(len(kept), bool)
+    difference = facts["score_gap"].to_numpy()
     if not np.isnan(difference).all():
         found |= _score_part(difference, kept, swapped)
-    by_reward = np.asarray(pc.equal(joined["order"], "reward").to_numpy(), dtype=bool)
     found |= {"by_reward": int((by_reward & kept).sum()), "swapped": int((swapped & kept).sum())}
     found["warnings"] = _warnings(found, pairs)
     return found
@@ -128,8 +144,3 @@ def describe(pick: Pick) -> str:
 
 def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _share(column: pa.ChunkedArray, value: str, kept: np.ndarray) -> float | None:
-    chosen = column.filter(pa.array(kept))
-    return (pc.sum(pc.equal(chosen, value)).as_py() or 0) / len(chosen) if len(chosen) else None

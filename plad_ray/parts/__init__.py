@@ -1,10 +1,11 @@
 """The stages that pipeline.py joins: what configures each, what is its identity, what it keeps busy."""
 
 from plad_ray.parts.averaging import average
+from plad_ray.parts.common import Made
 from plad_ray.parts.data import imported_responses, prompts
 from plad_ray.parts.evaluation import evaluate, report
-from plad_ray.parts.generation import generate_arms, generate_bases, score
-from plad_ray.parts.training import Made, adapters, sft, tables
+from plad_ray.parts.generation import generate_arms, generate_bases, generate_samples, score
+from plad_ray.parts.training import adapters, sft, tables
 
 __all__ = [
     "Made",
@@ -13,6 +14,7 @@ __all__ = [
     "evaluate",
     "generate_arms",
     "generate_bases",
+    "generate_samples",
     "imported_responses",
     "prompts",
     "report",

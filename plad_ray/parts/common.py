@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,21 @@ from plad_ray.config import Model
 from plad_ray.errors import PladError
 from plad_ray.models.policy import identity
 from plad_ray.stages import Job, Outcome, Stage
+
+
+@dataclass(frozen=True)
+class Made:
+    """What distillation can draw on: ``student`` holds the stages of the newest student, oldest first."""
+
+    prompts: Stage
+    teacher: Stage | None
+    student: tuple[Stage, ...]
+    texts: dict[str, Stage] = field(default_factory=dict)  # inputs of the pair builders
+
+    @property
+    def initial(self) -> Stage | None:
+        """The SFT of the student, before any distillation."""
+        return self.student[0] if self.student else None
 
 
 def lazy(module: str, function: str = "run") -> Callable[[Job], Outcome]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from plad_ray.artifacts import hash_path
 from plad_ray.config import Experiment, Role, SplitName
-from plad_ray.parts.common import lazy, model_identity, present, source_hash
+from plad_ray.parts.common import Made, lazy, model_identity, present, source_hash
 from plad_ray.stages import Stage
 
 
@@ -51,6 +52,24 @@ def generate_proxy(
     return _generate(exp, name, policies, prompts, {f"student/{i}": stage for i, stage in enumerate(student)})
 
 
+def generate_samples(
+    exp: Experiment,
+    name: str,
+    made: Made,
+    policies: Sequence[str],
+    splits: Sequence[str],
+    temperatures: tuple[float, ...],
+    samples: int,
+    limit: int | None,
+) -> Stage:
+    """Several texts a prompt of the teacher or the student before distillation (``policies``)."""
+    draws = [_draw(split, temperatures, samples, limit) for split in splits]
+    asked = {n: _policy(role, n, draws) for n in policies if (role := getattr(exp, n)) is not None}
+    stages = {"teacher": () if made.teacher is None else (made.teacher,), "student": made.student}
+    inputs = {f"{n}/{i}": stage for n in asked for i, stage in enumerate(stages[n])}
+    return _generate(exp, name, asked, made.prompts, inputs)
+
+
 def score(exp: Experiment, name: str, prompts: Stage, responses: Stage, imported: Stage | None = None) -> Stage | None:
     if exp.scorer is None:
         return None
@@ -71,6 +90,7 @@ def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Sta
         config,
         {"prompts": prompts, **inputs},
         {**config, "policies": hashed},
+        version=2,
         cpus=sum(p.replicas for p in pools if not p.gpus),
         gpus=sum(p.replicas * p.gpus for p in pools),
     )

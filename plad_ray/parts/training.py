@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from plad_ray.config import Distill, Experiment, Model, Pairs, Role, Sft, overlay
 from plad_ray.errors import PladError
 from plad_ray.parts import data
-from plad_ray.parts.common import lazy, model_identity, present, source_hash
+from plad_ray.parts.common import Made, lazy, model_identity, present, source_hash
 from plad_ray.parts.evaluation import select
 from plad_ray.parts.generation import generate_arms, generate_round, score
 from plad_ray.stages import Stage
 
 #: the builder of each kind of table that is not there already
 BUILDERS = {"pairs": "plad_ray.pairs.build", "lists": "plad_ray.pairs.lists", "rejection": "plad_ray.pairs.rejection"}
-
-
-@dataclass(frozen=True)
-class Made:
-    """What distillation can draw on: ``student`` holds the stages of the newest student, oldest first."""
-
-    prompts: Stage
-    teacher: Stage | None
-    student: tuple[Stage, ...]
-    texts: dict[str, Stage] = field(default_factory=dict)  # inputs of the pair builders
 
 
 def sft(exp: Experiment, name: str, prompts: Stage) -> Stage | None:
@@ -41,7 +31,7 @@ def tables(exp: Experiment, arms: dict[str, tuple[Pairs, Distill]], made: Made, 
     stages: dict[str, Stage] = {}
     found = {}
     for arm, (section, distill) in arms.items():
-        kind = {"chosen": "pairs"}.get(distill.objective.built().trains_on, distill.objective.built().trains_on)
+        kind = distill.objective.built().table
         if kind == "references":
             continue
         if finished is not None and kind == "pairs":
@@ -120,8 +110,7 @@ def _select_on_dev(exp: Experiment, arm: str, section: Distill, made: Made, tabl
         f"{arm}-{name}": distill(exp, f"{arm}-{name}", candidate, made, table)
         for name, candidate in section.candidates().items()
     }
-    student = made.student[0] if made.student else None
-    responses = generate_arms(exp, f"dev-responses-{arm}", trained, made.prompts, student, "dev")
+    responses = generate_arms(exp, f"dev-responses-{arm}", trained, made.prompts, made.initial, "dev")
     return select(arm, trained, score(exp, f"dev-scores-{arm}", made.prompts, responses))
 
 

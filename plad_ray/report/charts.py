@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from markupsafe import Markup
@@ -17,22 +18,22 @@ from plad_ray.report.sentences import how, percent
 TRAINING = {
     "Loss": ("loss",),
     "Reward margin": ("rewards/margins",),
-    "Rewards (dashed: rejected)": ("rewards/chosen", "rewards/rejected"),
-    "Log-probs of texts (dashed: rejected)": ("logps/chosen", "logps/rejected"),
+    "Rewards": ("rewards/chosen", "rewards/rejected"),
+    "Log-probs of texts": ("logps/chosen", "logps/rejected"),
     "Reward accuracy": ("rewards/accuracies",),
     "Gradient norm": ("grad_norm",),
 }
-COLOURS = 6
+COLOURS = 10
 ONLY_REFERENCES = "Every arm trains on the references of the prompts: there are no pairs."
 
 
 @dataclass(frozen=True)
 class Chart:
-    """``legend``: (colour, name) of each line, empty where the drawing names its parts itself."""
+    """``legend``: (colour, name, dashed) of each line, empty where the drawing names its parts itself."""
 
     title: str
     drawing: Markup
-    legend: list[tuple[int, str]]
+    legend: list[tuple[int, str, bool]]
     note: str = ""
 
 
@@ -76,6 +77,8 @@ def _estimates(metrics: Mapping[str, Any], name: str, scale: float, form: str) -
                 colour[policy["name"]],
                 hollow=row["temperature"] == 0,
                 text=f"{scale * e['mean']:{form}}",
+                tip=f"{how(row['temperature'])}: {scale * e['mean']:{form}} "
+                f"[{scale * e['low']:{form}}, {scale * e['high']:{form}}]\n{e['n']:,} prompts",
             )
             for row, e in found
         ]
@@ -87,8 +90,12 @@ def _estimates(metrics: Mapping[str, Any], name: str, scale: float, form: str) -
 def _words(metrics: Mapping[str, Any]) -> list[tuple[str, list[svg.Dot]]]:
     colour, rows = colours(metrics), []
     for policy in metrics["policies"]:
-        values = [(r["words"], r["temperature"] == 0) for r in metrics["table"] if r["policy"] == policy["name"]]
-        dots = [svg.Dot(v, v, v, colour[policy["name"]], hollow, f"{v:.1f}") for v, hollow in values if v is not None]
+        values = [(r["words"], r["temperature"]) for r in metrics["table"] if r["policy"] == policy["name"]]
+        dots = [
+            svg.Dot(v, v, v, colour[policy["name"]], t == 0, f"{v:.1f}", f"{how(t)}: {v:.1f} words")
+            for v, t in values
+            if v is not None
+        ]
         rows.append((policy["label"], dots))
     return [row for row in rows if row[1]]
 
@@ -101,30 +108,45 @@ def _dots(
 
 def training(page: Page) -> list[Chart]:
     """Curves of the distillation runs, one line an arm (two where chosen and rejected are drawn together)."""
-    return _curves(page.curves, colours(page.metrics), TRAINING)
+    return curves(page.curves, colours(page.metrics), TRAINING)
 
 
 def sft(page: Page) -> list[Chart]:
-    curves = {{"student": "initial student"}.get(role, role): curve for role, curve in page.sft.items()}
-    return _curves(curves, {"initial student": 0, "teacher": 1}, {"Loss of supervised fine-tuning": ("loss",)})
+    found = {{"student": "initial student"}.get(role, role): curve for role, curve in page.sft.items()}
+    return curves(found, {"initial student": 0, "teacher": 1}, {"Loss of supervised fine-tuning": ("loss",)})
 
 
-def _curves(
-    curves: Mapping[str, Sequence[Mapping[str, float]]], colour: Mapping[str, int], wanted: Mapping[str, Sequence[str]]
+def curves(
+    found: Mapping[str, Sequence[Mapping[str, float]]], colour: Mapping[str, int], wanted: Mapping[str, Sequence[str]]
 ) -> list[Chart]:
+    """Long curves are drawn as a running mean; hovering says what was logged."""
     charts = []
     for title, names in wanted.items():
         lines = []
-        for arm, curve in curves.items():
+        for arm, curve in found.items():
             for i, name in enumerate(names):
                 points = [(row["step"], row[name]) for row in curve if row.get(name) is not None]
                 if points:
                     steps, values = zip(*points, strict=True)
-                    lines.append(svg.Line(arm, steps, values, colour.get(arm, 2), dashed=i == 1))
+                    notes = [svg.short(v) for v in values]
+                    label = f"{arm} {name.partition('/')[2]}" if len(names) > 1 else arm
+                    lines.append(
+                        svg.Series(label, steps, smooth(values), colour.get(arm, 2), notes=notes, dashed=i == 1)
+                    )
         if lines:
-            legend = list(dict.fromkeys((line.colour, line.label) for line in lines))
-            charts.append(Chart(title, Markup(svg.lines(title, lines)), legend))
+            legend = [(line.colour, line.name, line.dashed) for line in lines]
+            charts.append(Chart(title, Markup(svg.xy(title, lines, svg.Axis("step"), svg.Axis())), legend))
     return charts
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Running mean over a fiftieth of the values on each side; short curves stay as they are."""
+    reach = len(values) // 50
+    if reach == 0:
+        return list(values)
+    sums = [0.0, *accumulate(values)]
+    bounds = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[b] - sums[a]) / (b - a) for a, b in bounds]
 
 
 def pairs(page: Page, arm: str) -> list[Chart]:

@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from plad_ray.artifacts import Artifact
-from plad_ray.config import Evaluate
+from plad_ray.config import Evaluate, parse
 from plad_ray.data import demo
-from plad_ray.evaluate.frame import prompts_of, responses_of
+from plad_ray.evaluate.frame import Frame, prompts_of, responses_of
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.report import sentences
+from plad_ray.report.lineage import Step, lineage
+from plad_ray.report.significance import Comparison, compare
 from plad_ray.stages import Job
 
-SAMPLES = 6
+#: samples on a page: at most so many, and of so many characters together
+SAMPLES, SAMPLE_CHARACTERS = 200, 1_500_000
 
 
 @dataclass(frozen=True)
@@ -35,23 +39,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sample:
+    """``changes``: by arm, its score less the initial student's."""
+
     prompt: str
     texts: list[Shown]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One artifact behind the report. ``share`` is its part of the seconds of all."""
-
-    stage: str
-    digest: str
-    rows_in: int
-    rows_out: int
-    dropped: dict[str, int]
-    seconds: float
-    share: float
-    tokens: int | None
-    inputs: list[str]
+    changes: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,7 @@ class Page:
     samples: list[Sample]
     sample_temperature: float
     marked: bool
+    significance: list[Comparison]
     settings: str
     lineage: list[Step]
     libraries: dict[str, str]
@@ -76,8 +69,9 @@ def collect(job: Job) -> Page:
     """Read the report's inputs (see ``report.run``)."""
     evaluation = job.inputs["evaluation"]
     metrics = evaluation.store.read_json(evaluation.file("files/metrics.json"))
-    pairs = _pairs(_group(job.inputs, "pairs/"))
-    curves = {arm: _curve(a) for arm, a in _group(job.inputs, "train/").items()}
+    arms = [p["name"] for p in metrics["policies"] if p["name"] in job.config["arms"]]
+    pairs = _pairs({arm: a for arm in arms if (a := job.inputs.get(f"pairs/{arm}"))})
+    curves = {arm: curve(job.inputs[f"train/{arm}"]) for arm in arms}
     marked = job.config["scorer"] == "demo"
     temperature = min(metrics["temperatures"])
     said = [
@@ -91,22 +85,26 @@ def collect(job: Job) -> Page:
         name=job.config["name"],
         metrics=metrics,
         sentences=said,
-        objectives={arm: describe(objective) for arm, objective in job.config["arms"].items()},
+        objectives={arm: describe(job.config["arms"][arm]) for arm in arms},
         pairs=pairs,
         curves=curves,
-        sft={role: _curve(a) for role, a in _group(job.inputs, "sft/").items()},
+        sft={role: curve(a) for role in ("teacher", "student") if (a := job.inputs.get(f"sft/{role}"))},
         samples=_samples(job.inputs, metrics, temperature, marked),
         sample_temperature=temperature,
         marked=marked,
-        settings=yaml.safe_dump(job.config["experiment"], sort_keys=False, allow_unicode=True),
-        lineage=lineage(list(job.inputs.values())),
+        significance=_significance(evaluation, metrics),
+        settings=_as_yaml(job.config["experiment"]),
+        lineage=lineage(sorted(job.inputs.values(), key=lambda artifact: artifact.name)),
         libraries=manifest.get("libraries", {}),
         commit=manifest.get("git_commit"),
     )
 
 
-def _group(inputs: Mapping[str, Artifact], prefix: str) -> dict[str, Artifact]:
-    return {key.removeprefix(prefix): artifact for key, artifact in inputs.items() if key.startswith(prefix)}
+def _as_yaml(experiment: Mapping[str, Any]) -> str:
+    """The settings in the order of the experiment file's sections, whatever order they were stored in."""
+    ordered = parse(json.loads(json.dumps(experiment, sort_keys=True)))
+    settings = ordered.model_dump(mode="json", exclude={"runtime", "merge"}, exclude_defaults=True)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def _pairs(tables: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
@@ -117,7 +115,7 @@ def _pairs(tables: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
     return {", ".join(names): tables[names[0]].manifest["metrics"] for names in sharing.values()}
 
 
-def _curve(artifact: Artifact) -> list[dict[str, float]]:
+def curve(artifact: Artifact) -> list[dict[str, float]]:
     """The training log, one mapping a logged step; empty for a model that was not trained here."""
     name = artifact.file("files/metrics.jsonl")
     if not artifact.store.exists(name):
@@ -127,8 +125,16 @@ def _curve(artifact: Artifact) -> list[dict[str, float]]:
 
 def describe(objective: Mapping[str, Any]) -> str:
     """``plad_rank (margin 1, sft_weight 10)``."""
-    fields = ", ".join(f"{key} {value}" for key, value in objective.items() if key != "name" and value is not None)
+    fields = ", ".join(
+        f"{key} {value}" for key, value in sorted(objective.items()) if key != "name" and value is not None
+    )
     return f"{objective['name']} ({fields})" if fields else str(objective["name"])
+
+
+def _significance(evaluation: Artifact, metrics: Mapping[str, Any]) -> list[Comparison]:
+    policies = [p["name"] for p in metrics["policies"]]
+    settings = (metrics["resamples"], evaluation.manifest["config"]["seed"], metrics["confidence"])
+    return compare(Frame.from_rows(evaluation.table()), policies, metrics["temperatures"], *settings)
 
 
 def _samples(
@@ -137,15 +143,13 @@ def _samples(
     """Prompts spread evenly over the evaluated ones, not chosen by how they look."""
     settings = Evaluate.model_validate(inputs["evaluation"].manifest["config"]["evaluate"])
     settings = settings.model_copy(update={"temperatures": (temperature,)})
-    prompts = prompts_of(inputs["prompts"], settings)
-    places = np.unique(np.linspace(0, prompts.num_rows - 1, min(SAMPLES, prompts.num_rows)).astype(int))
-    prompts = prompts.take(places)
+    prompts = _spread(prompts_of(inputs["prompts"], settings), SAMPLES)
     policies = [p["name"] for p in metrics["policies"]]
     texts = {}
     for source, names in (("responses", [TEACHER, INITIAL]), ("eval_responses", policies)):
         for row in responses_of(inputs[source], settings, names, prompts).to_pylist():
             texts[row["policy"], row["prompt_id"]] = row["text"]
-    scores = _scores(inputs["evaluation"], temperature)
+    scores = scores_of(inputs["evaluation"], temperature)
     labels = {p["name"]: p["label"] for p in metrics["policies"]}
     samples = []
     for prompt in prompts.to_pylist():
@@ -153,8 +157,23 @@ def _samples(
         if prompt["reference"] is not None:
             shown.append(("human reference", prompt["reference"], scores.get(("reference", key))))
         shown += [(labels[p], texts[p, key], scores.get((p, key))) for p in policies if (p, key) in texts]
-        samples.append(Sample(prompt["prompt"], [_shown(prompt["prompt"], *text, marked) for text in shown]))
-    return samples
+        before = scores.get((INITIAL, key))
+        after = {p: scores.get((p, key)) for p in policies if p not in (INITIAL, TEACHER)}
+        changes = {p: v - before for p, v in after.items() if v is not None and before is not None}
+        texts_of = [_shown(prompt["prompt"], *text, marked) for text in shown]
+        samples.append(Sample(prompt["prompt"], texts_of, changes))
+    return thinned(samples)
+
+
+def thinned(samples: list[Sample]) -> list[Sample]:
+    """Every one, or evenly fewer where their text would make the page heavy."""
+    size = sum(len(s.prompt) + sum(len(t.text) for t in s.texts) for s in samples)
+    return samples[:: max(1, -(-size // SAMPLE_CHARACTERS))]
+
+
+def _spread(prompts: pa.Table, count: int) -> pa.Table:
+    places = np.unique(np.linspace(0, prompts.num_rows - 1, min(count, prompts.num_rows)).astype(int))
+    return prompts.take(places)
 
 
 def _shown(prompt: str, label: str, text: str, score: float | None, marked: bool) -> Shown:
@@ -163,44 +182,8 @@ def _shown(prompt: str, label: str, text: str, score: float | None, marked: bool
     return Shown(label, text, score, demo.mark(prompt, text), demo.missing(prompt, text))
 
 
-def _scores(evaluation: Artifact, temperature: float) -> dict[tuple[str, str], float]:
+def scores_of(evaluation: Artifact, temperature: float) -> dict[tuple[str, str], float]:
     table = evaluation.table(["policy", "prompt_id", "temperature", "score", "reference_score"])
     rows = table.filter(pc.equal(table["temperature"], temperature)).to_pylist()
     found = {(row["policy"], row["prompt_id"]): row["score"] for row in rows}
     return found | {("reference", row["prompt_id"]): row["reference_score"] for row in rows}
-
-
-def lineage(artifacts: list[Artifact]) -> list[Step]:
-    """Every artifact behind ``artifacts``, inputs first, each once."""
-    manifests: dict[str, dict[str, Any]] = {}
-
-    def visit(artifact: Artifact) -> None:
-        if artifact.name in manifests:
-            return
-        manifest = artifact.manifest
-        for parent in manifest["inputs"].values():
-            visit(Artifact(artifact.store, parent))
-        manifests[artifact.name] = manifest
-
-    for artifact in artifacts:
-        visit(artifact)
-    total = sum(m.get("seconds", 0) for m in manifests.values()) or 1
-    return [_step(name, manifest, total) for name, manifest in manifests.items()]
-
-
-def _step(name: str, manifest: Mapping[str, Any], total: float) -> Step:
-    rows = manifest.get("rows", {})
-    tokens = manifest["metrics"].get("tokens", manifest["metrics"].get("num_tokens"))
-    if isinstance(tokens, Mapping):
-        tokens = sum(tokens.values())
-    return Step(
-        stage=manifest["name"],
-        digest=name.removeprefix(f"{manifest['name']}-"),
-        rows_in=rows.get("in", 0),
-        rows_out=rows.get("out", 0),
-        dropped=rows.get("dropped", {}),
-        seconds=manifest.get("seconds", 0),
-        share=manifest.get("seconds", 0) / total,
-        tokens=int(tokens) if tokens is not None else None,
-        inputs=sorted(set(manifest["inputs"].values())),
-    )

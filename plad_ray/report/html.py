@@ -1,31 +1,28 @@
-"""One self-contained page: no script, no request; all text of models and data is escaped."""
+"""Self-contained pages: one inline script that the page's own policy pins by its hash, no request, all text escaped."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from plad_ray.report import charts
+from plad_ray.report import charts, graph
 from plad_ray.report.collect import Page
-from plad_ray.report.sentences import interval, number, percent
+from plad_ray.report.cost import by_stage
+from plad_ray.report.sentences import how, interval, number, percent
+from plad_ray.report.text import visible
 
 
 def render(page: Page) -> str:
-    """The page as one HTML document."""
-    environment = Environment(
-        loader=PackageLoader("plad_ray.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "number": number, "interval": interval, "duration": duration}
-    style = Markup(files("plad_ray.report").joinpath("style.css").read_text(encoding="utf-8"))
-    return environment.get_template("report.html.j2").render(
+    """The page of one run as one HTML document."""
+    return document(
+        "report.html.j2",
         page=page,
-        style=style,
         groups=charts.temperatures(page),
         results=charts.results(page),
         training=charts.training(page),
@@ -33,9 +30,63 @@ def render(page: Page) -> str:
         pair_charts={arm: charts.pairs(page, arm) for arm in page.pairs},
         only_references=charts.ONLY_REFERENCES,
         colours=charts.colours(page.metrics),
-        seconds=sum(step.seconds for step in page.lineage),
-        tokens=sum(step.tokens or 0 for step in page.lineage),
+        labels={p["name"]: p["label"] for p in page.metrics["policies"]},
+        costs=by_stage(page.lineage),
+        graph=graph.draw(page.lineage),
     )
+
+
+def document(template: str, **values: Any) -> str:
+    """A template of this folder with the pages' style, script and filters."""
+    return _environment().get_template(template).render(**values, style=_file("style.css"), **_script())
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("plad_ray.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_harmless,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "interval": interval,
+        "duration": duration,
+        "how": how,
+    }
+    environment.filters |= {"count": count, "hours": hours}
+    return environment
+
+
+def _harmless(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _script() -> dict[str, Any]:
+    """The script, and the hash by which the page's Content-Security-Policy lets it alone run."""
+    text = _file("report.js")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": text, "script_hash": f"sha256-{digest}"}
+
+
+def _file(name: str) -> Markup:
+    return Markup(files("plad_ray.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def count(value: float | None) -> str:
+    """``1,234,567``; nothing where there is nothing to count."""
+    return "" if value is None else f"{value:,.0f}"
+
+
+def hours(value: float) -> str:
+    """``< 0.001``, ``0.002``, ``0.31``, ``12.4``."""
+    if 0 < value < 0.001:
+        return "< 0.001"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
 
 
 def duration(seconds: float) -> str:

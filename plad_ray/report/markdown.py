@@ -1,24 +1,34 @@
-"""The report as Markdown: the same sentences, tables and samples without the plots."""
+"""The report as Markdown: the same sentences and tables without the plots, and a few of the samples."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from plad_ray.pairs.stats import render as render_pairs
 from plad_ray.report import charts
 from plad_ray.report.collect import Page, Sample
-from plad_ray.report.html import duration
+from plad_ray.report.cost import Cost, by_stage
+from plad_ray.report.html import count, duration, hours
+from plad_ray.report.lineage import Step
 from plad_ray.report.sentences import how, interval, number, percent
+from plad_ray.report.text import visible
+
+SAMPLES = 6
 
 
 def render(page: Page) -> str:
+    few = page.samples[:: max(1, len(page.samples) // SAMPLES)][:SAMPLES]
     parts = [
         [f"# {escape(page.name)}", ""],
         [f"- {'**Warning:** ' if s.kind == 'warning' else ''}{escape(s.text)}" for s in page.sentences],
         ["", "## Results", "", _intro(page), "", *_table(page)],
+        ["", "## Which differences are significant", "", *_significance(page)] if page.significance else [],
         ["", "## Arms", "", *(f"- **{escape(arm)}**: {escape(text)}" for arm, text in page.objectives.items())],
         ["", "## Training data", "", *_pairs(page)],
-        ["", f"## Samples ({how(page.sample_temperature)})", "", *(_sample(s) for s in page.samples)],
+        ["", f"## Samples ({how(page.sample_temperature)})", "", *(_sample(s) for s in few)],
         ["## Settings", "", fenced(page.settings, "yaml")],
-        ["", "## Artifacts", "", *_lineage(page)],
+        ["", "## Cost", "", *costs(by_stage(page.lineage))],
+        ["", "## Lineage", "", *lineage(page.lineage)],
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
 
@@ -76,18 +86,48 @@ def _sample(sample: Sample) -> str:
     return "\n".join([*lines, ""])
 
 
-def _lineage(page: Page) -> list[str]:
-    lines = ["| stage | digest | rows in | rows out | dropped | time | tokens |", "|---|---|---:|---:|---|---:|---:|"]
-    for step in page.lineage:
+def _significance(page: Page) -> list[str]:
+    labels = {p["name"]: p["label"] for p in page.metrics["policies"]}
+    measure = "score" if page.metrics["scorer"] else "ROUGE-L"
+    lines = [f"| better | than | how | wins | {measure} difference | p (Holm) |", "|---|---|---|---:|---:|---:|"]
+    for found in page.significance:
+        rate, d = found.rate, found.difference
+        wins = f"{percent(rate.mean)} {interval(rate.to_json())}" if rate else "–"
+        cells = [escape(labels[found.better]), escape(labels[found.worse]), how(found.temperature), wins]
+        cells += [f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{found.p:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    note = "Paired bootstrap over prompts; p is two-sided and Holm-corrected for all of these, intervals are not."
+    return [*lines, "", note]
+
+
+def costs(found: Sequence[Cost]) -> list[str]:
+    lines = [
+        "| stages | | prompt tokens | tokens generated or trained on | time | worker-hours | GPU-hours |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for cost in found:
+        cells = [cost.kind, f"{cost.stages}", count(cost.read or None), count(cost.tokens or None)]
+        cells += [duration(cost.seconds), hours(cost.worker_hours), hours(cost.gpu_hours) if cost.gpu_hours else "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def lineage(steps: Sequence[Step]) -> list[str]:
+    lines = [
+        "| artifact | made from | rows in | rows out | dropped | time | tokens |",
+        "|---|---|---:|---:|---|---:|---:|",
+    ]
+    for step in steps:
         dropped = ", ".join(f"{reason} {n}" for reason, n in step.dropped.items())
-        tokens = "" if step.tokens is None else f"{step.tokens:,}"
-        cells = [escape(step.stage), f"`{step.digest}`", f"{step.rows_in}", f"{step.rows_out}", dropped]
-        lines.append("| " + " | ".join([*cells, duration(step.seconds), tokens]) + " |")
+        made_from = ", ".join(f"`{name}`" for name in dict.fromkeys(step.inputs.values()))
+        cells = [f"`{step.artifact}`", made_from, f"{step.rows_in}", f"{step.rows_out}", dropped]
+        lines.append("| " + " | ".join([*cells, duration(step.seconds), count(step.tokens)]) + " |")
     return lines
 
 
 def escape(text: str) -> str:
     """Text of models and data as Markdown text on one line."""
+    text = visible(text)
     for mark in "\\`*_[]<>|#&~$":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())
@@ -95,6 +135,7 @@ def escape(text: str) -> str:
 
 def fenced(text: str, language: str = "") -> str:
     """A code block whose fence is longer than any run of backticks in ``text``."""
+    text = visible(text)
     runs = [len(run) for run in "".join(c if c == "`" else " " for c in text).split()]
     fence = "`" * max([3, *(n + 1 for n in runs)])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -21,7 +21,7 @@ REFERENCE = "reference"
 KEYS = [name for name in SCORE.names if name != "score"]
 TEXT = pa.schema([*(SCORE.field(name) for name in KEYS), ("text", pa.string())])
 BATCH_ROWS = 1024
-PART_ROWS = 500_000
+PART_ROWS = 50_000
 
 
 def run(job: Job) -> Outcome:
@@ -48,8 +48,8 @@ def run(job: Job) -> Outcome:
 
 
 def _splits(sources: list[Artifact]) -> list[str]:
-    found = {s for source in sources for s in pc.unique(source.table(["split"])["split"]).to_pylist()}
-    return sorted(found)
+    batches = (batch for source in sources for batch in source.batches(["split"]))
+    return sorted({split for batch in batches for split in pc.unique(batch.column("split")).to_pylist()})
 
 
 def _read(artifact: Artifact, columns: list[str]) -> ray.data.Dataset:

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from plad_ray.errors import PladError
 from plad_ray.models.load import is_seq2seq
 from plad_ray.train import seq2seq
+from plad_ray.train.last_block import last_block_at
 from plad_ray.train.layout import Batch
 from plad_ray.train.masks import decoder_inputs
 
@@ -24,7 +25,8 @@ def response_hidden(model: nn.Module, batch: Batch) -> Tensor:
     if isinstance(batch, seq2seq.Seq2SeqBatch):
         hidden_SLH = seq2seq.decoder_hidden(base, batch)
     else:
-        hidden_SLH = base.get_decoder()(**decoder_inputs(batch, base.config)).last_hidden_state
+        with last_block_at(base, batch.read_M):
+            hidden_SLH = base.get_decoder()(**decoder_inputs(batch, base.config)).last_hidden_state
     return hidden_SLH.flatten(0, 1)[batch.source_N]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from plad_ray.errors import PladError
 from plad_ray.stages import Job
 
 
-def launch(job: Job) -> dict[str, Any]:
+def launch(job: Job, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run ``worker.work`` on ``runtime.train.workers`` workers and return rank 0's result.
 
     The run's name is the artifact's, its storage the artifact's ``work/`` folder: the same stage started again finds
@@ -22,7 +23,7 @@ def launch(job: Job) -> dict[str, Any]:
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # nodes may have to come up first
     try:
-        result = _fit(job)
+        result = _fit(job, callbacks)
     except (TrainingFailedError, ray.exceptions.RayError) as error:
         workers = job.runtime.train.workers
         raise PladError(f"{job.stage}: training failed on {workers} workers: {_cause(error)}") from error
@@ -31,7 +32,7 @@ def launch(job: Job) -> dict[str, Any]:
     return result
 
 
-def _fit(job: Job) -> dict[str, Any]:
+def _fit(job: Job, callbacks: Sequence[Any]) -> dict[str, Any]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -55,6 +56,7 @@ def _fit(job: Job) -> dict[str, Any]:
             storage_filesystem=job.out.store.fs,
             failure_config=FailureConfig(max_failures=runtime.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
         ),
     )
     result: Any = trainer.fit()
@@ -65,10 +67,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray import train
     from ray.train.torch import get_device
 
+    from plad_ray.train.allocator import keep_large_buffers_apart
     from plad_ray.train.worker import work
     from plad_ray.train.world import World
 
     job: Job = config["job"]
+    keep_large_buffers_apart()
     torch.set_num_threads(max(1, int(job.runtime.train.cpus_per_worker)))
     context = train.get_context()
     checkpoint = train.get_checkpoint()

@@ -1,6 +1,7 @@
 """From rows to padded tensors, and the layout that is always right: each prompt + candidate is one sequence.
 
-Shape suffixes: S sequences, L the longest of them, N response tokens of the batch, and B, K, T as in objectives.
+Shape suffixes: S sequences, L the longest of them, N response tokens of the batch, M distinct positions that predict them,
+and B, K, T as in objectives.
 """
 
 from __future__ import annotations
@@ -67,11 +68,13 @@ class Segments:
 @dataclass(frozen=True)
 class Batch:
     """What one forward pass needs. ``source_N`` holds the flat position (in S·L) that predicts each response token, so
-    the first response token is predicted at the prompt's last position; ``place_N`` its flat place in B·K·T."""
+    the first response token is predicted at the prompt's last position; ``place_N`` its flat place in B·K·T. ``read_M`` are
+    the distinct ones of ``source_N``: siblings that share a prompt begin at the same position."""
 
     ids_SL: Tensor
     attention_SL: Tensor
     source_N: Tensor
+    read_M: Tensor
     target_N: Tensor
     place_N: Tensor
     mask_BKT: Tensor
@@ -155,6 +158,7 @@ def assemble(
         ids_SL=torch.from_numpy(ids_SL),
         attention_SL=torch.from_numpy(attention_SL),
         source_N=torch.from_numpy(source_N),
+        read_M=torch.from_numpy(np.unique(source_N)),
         target_N=torch.from_numpy(ids_SL.reshape(-1)[target_N]),
         place_N=torch.from_numpy(place_N),
         mask_BKT=torch.from_numpy(mask.reshape(B, K, T)),

@@ -54,8 +54,15 @@ class Run:
         self.start, self.lines = step, lines
 
 
-def train(run: Run, at_checkpoint: Callable[[int], None], every: int, progress: Callable[..., None]) -> None:
-    """Do the steps left. ``at_checkpoint(step)`` is called on all workers after every ``every`` steps but the last.
+def train(
+    run: Run,
+    at_checkpoint: Callable[[int], None],
+    every: int,
+    progress: Callable[..., None],
+    track: Callable[[list[dict[str, float]]], None] = lambda lines: None,
+) -> None:
+    """Do the steps left. ``at_checkpoint(step)`` is called on all workers after every ``every`` steps but the last,
+    ``track(lines)`` on rank 0 whenever there are new metric lines, with all of them.
 
     Raises PladError when the loss stops being finite.
     """
@@ -69,6 +76,8 @@ def train(run: Run, at_checkpoint: Callable[[int], None], every: int, progress: 
         if len(waiting) == FLUSH or checkpoint or done == total:
             run.lines.extend(_lines(run, waiting))
             waiting = []
+            if run.rank == 0:
+                track(run.lines)
         if checkpoint:
             at_checkpoint(done)
         if run.rank == 0 and run.lines:

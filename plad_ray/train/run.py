@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from plad_ray.errors import PladError
 from plad_ray.stages import Job, Outcome
@@ -10,11 +12,12 @@ from plad_ray.stages import Job, Outcome
 logger = logging.getLogger(__name__)
 
 
-def run(job: Job) -> Outcome:
+def run(job: Job, callbacks: Sequence[Any] = ()) -> Outcome:
     """config {"kind": "sft" | "distill", "model", "model_identity", "training", "seed"}; inputs {"prompts"} (sft) or
     {"pairs"} (distill), and "base/0", "base/1", … the artifacts that fold onto the model.
 
-    Writes files/: a PEFT adapter or a model folder, and metrics.jsonl with one JSON line a step.
+    Writes files/: a PEFT adapter or a model folder, and metrics.jsonl with one JSON line a step. ``callbacks``: Ray
+    Train's.
     """
     from plad_ray.train import deepspeed
     from plad_ray.train.launch import launch
@@ -24,7 +27,7 @@ def run(job: Job) -> Outcome:
     deepspeed.config_file(job.runtime.train, model.dtype)
     if model.load_in_4bit and not job.runtime.train.gpus_per_worker:
         raise PladError("model.load_in_4bit needs GPUs: set runtime.train.gpus_per_worker, or leave 4-bit off")
-    result = launch(job)
+    result = launch(job, callbacks)
     if result["note"]:
         logger.warning("%s: %s", job.stage, result["note"])
     return Outcome(result["rows_in"], result["rows_out"], result["dropped"], result["metrics"])

@@ -17,14 +17,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from plad_ray.artifacts import Artifact
-from plad_ray.config import Distill, Model, Sft, Training
+from plad_ray.config import Distill, Model, Sft, Track, Training
 from plad_ray.errors import PladError
 from plad_ray.models.load import DTYPES, is_seq2seq, load_base, load_config, load_tokenizer
 from plad_ray.models.policy import Policy, resolve
 from plad_ray.models.scratch import make
-from plad_ray.models.tokens import check_same_tokens, eos_ids, pad_id, text_only
+from plad_ray.models.tokens import check_same_sequences, check_same_tokens, eos_ids, pad_id
 from plad_ray.objectives import Objective, build
 from plad_ray.stages import Job
+from plad_ray.track.base import Subject
+from plad_ray.track.choose import trackers
 from plad_ray.train import checkpoint, deepspeed
 from plad_ray.train.adapter import save_adapter, save_model, with_lora
 from plad_ray.train.forward import causal_model
@@ -133,11 +135,7 @@ def _frozen_policies(
         frozen = Model.model_validate(section)
         policy = resolve(frozen, *_artifacts(job, f"frozen/{name}"))
         check_same_tokens(tokenizer, load_tokenizer(policy), name)
-        if is_seq2seq(load_config(policy)) != seq2seq:
-            raise PladError(
-                f"of {name} and student only one is an encoder-decoder, so they read different sequences and their logits "
-                f"cannot be compared. Methods that need the teacher's text alone work: {', '.join(text_only())}"
-            )
+        check_same_sequences(seq2seq, is_seq2seq(load_config(policy)), name)
         found[name] = (policy, frozen)
     return found
 
@@ -164,9 +162,12 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
     def at_checkpoint(step: int) -> None:
         with tempfile.TemporaryDirectory(prefix="plad-checkpoint-") as folder:
             checkpoint.save(run.engine, Path(folder), {"step": step, "lines": run.lines})
-            world.report({"step": step, "loss": run.lines[-1]["loss"]}, Path(folder) if world.rank == 0 else None)
+            world.report({**run.lines[-1], "step": step}, Path(folder) if world.rank == 0 else None)
 
-    train(run, at_checkpoint, checkpoint_steps(job.runtime.train.checkpoint_every, run.objective), progress)
+    every = checkpoint_steps(job.runtime.train.checkpoint_every, run.objective)
+    subject = Subject(job.out.name, job.out.store.root, job.stage, job.config, run.start)
+    with trackers(job.runtime.track if world.rank == 0 else Track.off(), subject, run.lines) as track:
+        train(run, at_checkpoint, every, progress, track)
     _publish(job, world, model, parts, run)
     return {
         "rows_in": parts.rows_in,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 from plad_ray import records
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Api, Generate, Model, Runtime
+from plad_ray.generate import parts
 from plad_ray.stages import Job
 
 MAX_LENGTH = 48
@@ -35,6 +37,16 @@ def prompts_artifact(store: Store, rows: list[dict[str, Any]], name: str = "prom
     artifact = Artifact(store, name)
     artifact.write_rows(pa.Table.from_pylist(rows, schema=records.PROMPT))
     return artifact
+
+
+def succeeded(out: Artifact) -> set[str]:
+    """rids that have a response in a part file."""
+    return {row["rid"] for t in parts.tables(out, ["rid", "error"]) for row in t.to_pylist() if row["error"] is None}
+
+
+def numbered(asked: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Requests as the stage numbers them."""
+    return list(parts.remaining(asked, parts.Numbers(), Counter()))
 
 
 def draw(split: str = "distill", temperatures: tuple[float, ...] = (0.7,), samples: int = 1, limit: int | None = None):

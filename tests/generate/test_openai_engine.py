@@ -17,7 +17,7 @@ import pytest
 
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.errors import PladError
-from plad_ray.generate import openai_engine, parts, requests
+from plad_ray.generate import openai_engine, requests
 from plad_ray.generate import run as generate_run
 from plad_ray.generate.pools import build_pools
 from plad_ray.generate.responses import finish_text
@@ -25,7 +25,16 @@ from plad_ray.generate.tasks import REQUEST
 from plad_ray.stages import Stage, run_stage
 from tests.conftest import API_KEY
 from tests.generate.api_server import Fault, Server, serving
-from tests.generate.generate_jobs import api_policy, draw, make_job, policy, prompt_rows, prompts_artifact
+from tests.generate.generate_jobs import (
+    api_policy,
+    draw,
+    make_job,
+    numbered,
+    policy,
+    prompt_rows,
+    prompts_artifact,
+    succeeded,
+)
 
 API = {"api_key_env": "PLAD_TEST_API_KEY", "concurrency": 4, "retries": 1, "timeout": 20}
 
@@ -138,7 +147,7 @@ def test_a_key_that_is_refused_fails_the_stage_at_once_and_loses_nothing(store, 
         assert message.startswith("responses: generation failed: 127.0.0.1:") and "\n" not in message
         assert "answered 401" in message and "PLAD_TEST_API_KEY" in message and API_KEY not in message
         assert len(server.asked) <= 8 + 4, "those in flight at most"
-        assert len(parts.succeeded(job.out)) == len(server.answered) == 8
+        assert len(succeeded(job.out)) == len(server.answered) == 8
         refuse[0] = False
         assert generate_run.run(job).rows_out == 40
     assert len(server.answered) == len(set(server.answered)) == 40
@@ -188,9 +197,9 @@ def test_a_killed_run_does_not_pay_twice(tmp_path, store):
         first.send_signal(signal.SIGKILL)
         first.wait()
         time.sleep(3)  # the dead driver's actor may still write what it has
-        kept = len(parts.succeeded(out))
+        kept = len(succeeded(out))
         first_block = {f"distill-{i}:teacher:0.7:0" for i in range(4) if i != 1}
-        assert first_block <= parts.succeeded(out), "the slow request has kept nobody"
+        assert first_block <= succeeded(out), "the slow request has kept nobody"
         before = len(server.asked)
         second = driver(tmp_path, store, server)
         said, _ = second.communicate(timeout=200)
@@ -206,7 +215,7 @@ def engine_and_block(store: Store, server: Server, count: int, **api: Any):
     """The actor's class in this process, and all requests as one block."""
     job = api_job(store, server, count=count, api=api)
     [pool] = build_pools(job)
-    rows = list(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0))
+    rows = numbered(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0))
     return job.out, lambda: openai_engine.OpenAIEngine(pool), pa.Table.from_pylist(rows, schema=REQUEST)
 
 
@@ -215,7 +224,7 @@ def test_an_actor_that_is_started_anew_asks_for_nothing_twice(store):
         out, engine, block = engine_and_block(store, server, 4)
         first, again = engine()(block.slice(0, 3)), engine()(block)
     assert first.num_rows == 3 and again.column("rid").to_pylist() == block.column("rid").to_pylist()[3:]
-    assert len(server.asked) == 4 and len(parts.succeeded(out)) == 4
+    assert len(server.asked) == 4 and len(succeeded(out)) == 4
 
 
 def test_a_slow_request_keeps_nobody(store):
@@ -223,9 +232,9 @@ def test_a_slow_request_keeps_nobody(store):
         out, engine, block = engine_and_block(store, server, 8, concurrency=2)
         threading.Thread(target=engine(), args=(block,), daemon=True).start()
         deadline = time.time() + 25
-        while len(parts.succeeded(out)) < 7 and time.time() < deadline:
+        while len(succeeded(out)) < 7 and time.time() < deadline:
             time.sleep(0.1)
-        assert len(parts.succeeded(out)) == 7
+        assert len(succeeded(out)) == 7
 
 
 def test_what_is_in_flight_elsewhere_is_kept_when_the_endpoint_refuses(store):
@@ -249,7 +258,7 @@ def test_what_is_in_flight_elsewhere_is_kept_when_the_endpoint_refuses(store):
             time.sleep(0.01)
         with pytest.raises(PladError, match="answered 401"):
             made(block.slice(0, 1))
-        assert parts.succeeded(out) == {"distill-1:teacher:0.7:0"}
+        assert succeeded(out) == {"distill-1:teacher:0.7:0"}
         thread.join()
     assert "answered 401" in raised[0]
 

@@ -20,13 +20,14 @@ from plad_ray.errors import PladError
 from plad_ray.generate import parts, requests
 from plad_ray.generate.openai_engine import OpenAIEngine
 from plad_ray.generate.pools import build_pools
+from plad_ray.generate.responses import PART
 from plad_ray.generate.tasks import REQUEST
 from plad_ray.models.load import load_model, load_tokenizer
 from plad_ray.models.policy import Policy
 from plad_ray.models.sampling import sample
 from plad_ray.models.tokens import decode
 from tests.conftest import API_KEY, save_tiny_model
-from tests.generate.generate_jobs import api_policy, draw, make_job, prompt_rows, prompts_artifact
+from tests.generate.generate_jobs import api_policy, draw, make_job, numbered, prompt_rows, prompts_artifact
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -89,10 +90,10 @@ def generate(
     runtime = {"teacher": {"api": {"api_key_env": key, "concurrency": 4, "timeout": 120}}}
     job = make_job(store, policies, {"prompts": prompts}, runtime, out)
     [pool] = build_pools(job)
-    rows = list(requests.pool_requests(prompts, pool, {"teacher": policies["teacher"]["draws"]}, 0))
+    rows = numbered(requests.pool_requests(prompts, pool, {"teacher": policies["teacher"]["draws"]}, 0))
     answers = OpenAIEngine(pool)(pa.Table.from_pylist(rows, schema=REQUEST))
     assert answers.num_rows == count and answers.column("error").null_count == count
-    return {row["prompt_id"]: row for row in parts.dataset(job.out).to_table().to_pylist()}
+    return {row["prompt_id"]: row for row in pa.concat_tables(parts.tables(job.out, PART.names)).to_pylist()}
 
 
 @pytest.mark.parametrize("kind", ["completions", "chat"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from plad_ray.generate import parts
 from plad_ray.generate import run as generate_run
 from plad_ray.generate.responses import PART
 from plad_ray.stages import Stage, run_stage
-from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact
+from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact, succeeded
 
 RUNTIME = {"teacher": {"batch_size": 8}, "student": {"batch_size": 8}}
 
@@ -30,10 +31,11 @@ def two_roles(store, model, count=30, runtime=None, **generate):
     return make_job(store, policies, inputs, runtime or RUNTIME, **generate)
 
 
-def part(rid: str, policy: str = "teacher", error: str | None = None, text: str = "w1", **more) -> dict:
-    row = {"rid": rid, "policy": policy, "prompt_id": rid.split(":")[0], "split": "distill", "temperature": 0.7}
-    row |= {"sample": 0, "text": text, "token_ids": [3], "finish_reason": "stop", "num_prompt_tokens": 4}
-    return row | {"num_tokens": 1, "num_reasoning_tokens": 0, "error": error, "sampled": None} | more
+def part(number: int, rid: str, policy: str = "teacher", error: str | None = None, text: str = "w1", **more) -> dict:
+    row = {"number": number, "rid": rid, "policy": policy, "prompt_id": rid.split(":")[0], "split": "distill"}
+    row |= {"temperature": 0.7, "sample": 0, "text": text, "token_ids": [3], "finish_reason": "stop"}
+    row |= {"num_prompt_tokens": 4, "num_tokens": 1, "num_reasoning_tokens": 0, "error": error, "sampled": None}
+    return row | more
 
 
 def write_part(out: Artifact, name: str, rows: list[dict]) -> None:
@@ -58,9 +60,11 @@ def test_all_roles_and_temperatures_in_one_run(store, tiny_llama, ray_session):
 
 def test_resume_runs_only_what_is_missing(store, tiny_llama, ray_session):
     job = two_roles(store, tiny_llama)
-    write_part(job.out, "a", [part(f"distill-{i}:teacher:0.7:0", text="kept") for i in range(10)])
-    write_part(job.out, "b", [part(f"distill-{i}:teacher:0.7:0", text="again") for i in range(9, 12)])  # one twice
-    write_part(job.out, "c", [part("distill-20:teacher:0.7:0", error="RuntimeError: lost")])
+    # of each prompt, the teacher is asked at 0 and at 0.7
+    write_part(job.out, "a", [part(2 * i + 1, f"distill-{i}:teacher:0.7:0", text="kept") for i in range(10)])
+    again = [part(2 * i + 1, f"distill-{i}:teacher:0.7:0", text="again") for i in range(9, 12)]  # one is there twice
+    write_part(job.out, "b", again)
+    write_part(job.out, "c", [part(41, "distill-20:teacher:0.7:0", error="RuntimeError: lost")])
     whole = Path(store.path(job.out.file(f"{parts.FOLDER}/a.parquet"))).read_bytes()
     torn = Path(store.path(job.out.file(f"{parts.FOLDER}/torn.parquet")))
     torn.write_bytes(whole[: len(whole) // 2])
@@ -102,7 +106,7 @@ def test_too_many_errors_fail_and_say_which(store, tiny_llama, ray_session):
     )
     with pytest.raises(PladError, match=r"of 120 requests failed.*max_error_fraction 0.01.*fake failure of distill-"):
         generate_run.run(job)
-    kept = parts.succeeded(job.out)
+    kept = succeeded(job.out)
     assert kept and not job.out.store.exists(job.out.file("rows"))
     healed = make_job(store, job.config["policies"], job.inputs, RUNTIME)
     outcome = generate_run.run(healed)
@@ -117,24 +121,38 @@ def test_an_engine_that_breaks_is_reported_with_its_cause(store, tiny_llama, ray
 
 def test_publish_keeps_every_request_once(store):
     out = Artifact(store, "out")
-    write_part(out, "a", [part("p1:teacher:0.7:0"), part("p2:teacher:0.7:0", error="E: x")])
-    write_part(out, "b", [part("p2:teacher:0.7:0"), part("p3:student:0.7:0", "student", error="E: y")])
+    write_part(out, "a", [part(0, "p1:teacher:0.7:0"), part(1, "p2:teacher:0.7:0", error="E: x")])
+    write_part(out, "b", [part(1, "p2:teacher:0.7:0"), part(2, "p3:student:0.7:0", "student", error="E: y")])
     count, errors, statistics = parts.publish(out, 3)
     assert (count, dict(errors)) == (2, {"E: y": 1})
     assert [r["rid"] for r in out.rows()] == ["p1:teacher:0.7:0", "p2:teacher:0.7:0"]
+    assert [r["rid"] for r in out.rows(folder="errors")] == ["p3:student:0.7:0"]
     assert statistics["teacher"] == {"rows": 2, "tokens": 2, "prompt_tokens": 8, "truncated": 0}
-    with pytest.raises(PladError, match="4 requests, but 2 responses and 1 errors"):
-        parts.publish(out, 4)
+    for total in (2, 4):
+        with pytest.raises(PladError, match=f"{total} requests, but 2 responses and 1 errors"):
+            parts.publish(out, total)
 
 
-def test_files_are_compacted(store, monkeypatch):
+def test_rows_stand_in_the_order_of_the_requests_in_files_of_moderate_size(store, monkeypatch):
     monkeypatch.setattr(parts, "ROWS_PER_FILE", 4)
     out = Artifact(store, "out")
-    for i in range(9):
-        write_part(out, f"{i}", [part(f"p{8 - i}:teacher:0.7:0")])
-    parts.publish(out, 9)
-    assert sorted(store.files("out/rows")) == [f"part-000-0000{i}.parquet" for i in range(3)]
-    assert [r["prompt_id"] for r in out.rows()] == [f"p{i}" for i in range(9)]
+    write_part(out, "z", [part(i, f"p{i}:teacher:0.7:0") for i in (2, 7, 3)])  # of two files
+    for i in (8, 1, 0, 4, 6, 5):
+        write_part(out, f"{9 - i}", [part(i, f"p{i}:teacher:0.7:0", error="E" if i == 6 else None)])
+    assert parts.publish(out, 9)[0] == 8
+    assert sorted(store.files("out/rows")) == [f"part-0000{i}.parquet" for i in range(3)]
+    assert [r["prompt_id"] for r in out.rows()] == [f"p{i}" for i in range(9) if i != 6]
+    assert [r["rid"] for r in out.rows(folder="errors")] == ["p6:teacher:0.7:0"]
+
+
+def test_requests_are_numbered_over_all_pools_and_answered_ones_left_out(store):
+    out, tally = Artifact(store, "out"), Counter()
+    write_part(out, "a", [part(1, "b"), part(4, "e", error="E: lost"), part(5, "f")])
+    done = parts.answered(out)
+    assert [n for n in range(9) if n in done] == [1, 5]
+    left = [r for pool in ("abc", "defg") for r in parts.remaining([{"rid": rid} for rid in pool], done, tally)]
+    assert [(r["number"], r["rid"]) for r in left] == [(0, "a"), (2, "c"), (3, "d"), (4, "e"), (6, "g")]
+    assert tally["total"] == 7
 
 
 DRIVER = """
@@ -168,13 +186,13 @@ def kill_at_half_and_rerun(tmp_path: Path, store: Store, model: Path, engine: st
     runtime = {"teacher": pool, "student": pool}
     first = driver(tmp_path, store.root, model, engine, runtime)
     deadline = time.time() + 300
-    while len(parts.succeeded(out)) < total // 2:
+    while len(succeeded(out)) < total // 2:
         assert first.poll() is None and time.time() < deadline, "the run ended, or never came to half"
         time.sleep(0.1)
     first.send_signal(signal.SIGKILL)
     first.wait()
     time.sleep(3)  # actors of the dead driver may still write what they have
-    kept = len(parts.succeeded(out))
+    kept = len(succeeded(out))
     assert total // 2 <= kept < total and not out.finished
     second = driver(tmp_path, store.root, model, engine, runtime)
     said, _ = second.communicate(timeout=300)

@@ -1,124 +1,26 @@
 """The report from made-up artifacts: what it says, that it is safe and self-contained, that a browser draws it."""
 
+import base64
+import hashlib
+import html
 import json
-import math
 import os
-import random
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from plad_ray.artifacts import Artifact, Store
-from plad_ray.config import Evaluate, Pairs
-from plad_ray.data import demo
-from plad_ray.evaluate import run as evaluate_run
-from plad_ray.pairs import build, lists, rejection
+from plad_ray.config import Pairs, Runtime
+from plad_ray.evaluate.frame import Frame
+from plad_ray.pairs import lists, rejection
+from plad_ray.report import graph, lineage, sentences, significance, svg, terminal
 from plad_ray.report import run as report_run
-from plad_ray.report import sentences, svg, terminal
+from plad_ray.report.cost import by_stage
 from plad_ray.report.markdown import fenced
-from plad_ray.stages import Job, Outcome
-from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
-
-#: chance that a fact is lost, altered or repeated, by policy
-FLAWS = {"teacher": 0.13, "student": 0.3, "distilled": 0.12, "seqkd": 0.15}
-ARMS = {
-    "distilled": {"name": "plad_rank", "logp_reduction": "sum", "margin": 1.0, "sft_weight": 10},
-    "seqkd": {"name": "seqkd"},
-}
-NAMES = {"responses": ("teacher", "student"), "eval_responses": ("distilled", "seqkd")}
-
-
-def summary(post: str, flaw: float, rng: random.Random) -> str:
-    kept = []
-    for fact in demo.facts(post):
-        words = fact.split()
-        if rng.random() < flaw:
-            kind = rng.choice(("drop", "swap", "repeat"))
-            if kind == "drop":
-                continue
-            if kind == "swap":
-                words[rng.randrange(1, 4)] = rng.choice(demo.OBJECTS)
-            else:
-                kept.append(" ".join(words))
-        kept.append(" ".join(words))
-    return "".join(f" {fact} ." for fact in kept)
-
-
-def finish(made: Job, outcome: Outcome, seconds: float) -> Artifact:
-    rows = {"in": outcome.rows_in, "out": outcome.rows_out, "dropped": outcome.dropped}
-    inputs = {key: a.name for key, a in made.inputs.items()}
-    details = {"libraries": {"ray": "2.60.0", "torch": "2.13.0"}, "git_commit": "0123abcd", "seconds": seconds}
-    content = {"name": made.stage, "config": made.config, "inputs": inputs, "rows": rows, "metrics": outcome.metrics}
-    made.out.finish({**content, **details})
-    return made.out
-
-
-def curve(objective: str, rng: random.Random) -> list[dict]:
-    rows = []
-    for step in range(1, 241):
-        gain = 1 - math.exp(-step / 60)
-        row = {"step": step, "loss": 2.2 - 1.5 * gain + rng.gauss(0, 0.12), "grad_norm": 1.5 + rng.random()}
-        if objective == "distilled":
-            row |= {
-                "rewards/chosen": -6 + 3 * gain + rng.gauss(0, 0.3),
-                "rewards/rejected": -8 - 9 * gain + rng.gauss(0, 0.5),
-            }
-            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
-            row |= {f"logps/{s}": row[f"rewards/{s}"] for s in ("chosen", "rejected")}
-            row["rewards/accuracies"] = 0.6 + 0.35 * gain
-        rows.append(row)
-    return rows
-
-
-def trained(root: Path, name: str, rows: list[dict]) -> Artifact:
-    made = Artifact(Store(str(root)), f"{name}-0")
-    made.store.write_bytes(made.file("files/metrics.jsonl"), "".join(json.dumps(r) + "\n" for r in rows).encode())
-    made.finish({"name": name, "inputs": {}, "metrics": {"num_tokens": 1_234_567}, "seconds": 62.0})
-    return made
-
-
-def world(root: Path, count: int = 120, evil: str = "", scorer: str | None = "demo", name: str = "demo") -> Job:
-    """A finished run on the demo task with simulated policies; ``evil`` becomes part of a prompt and its responses."""
-    rng = random.Random(0)
-    examples = demo.generate(2 * count, seed=1)
-    prompts = [
-        prompt(f"p{i}", "distill" if i % 2 else "test", e.reference, prompt=e.prompt) for i, e in enumerate(examples)
-    ]
-    prompts[0]["prompt"] = evil + prompts[0]["prompt"]
-    texts = {"responses": [], "eval_responses": []}
-    for where, policies in NAMES.items():
-        for policy in policies:
-            for temperature in (0.7, 0.0):
-                for p in prompts:
-                    if p["split"] == "distill" and where == "eval_responses":
-                        continue
-                    flaw = FLAWS[policy] * (1.0 if temperature else 0.75)
-                    text = summary(p["prompt"], flaw, rng) + (evil if p is prompts[0] else "")
-                    texts[where].append(response(policy, p["prompt_id"], text, temperature, split=p["split"]))
-    posts = {p["prompt_id"]: p["prompt"] for p in prompts}
-    inputs = {
-        "prompts": prompts_artifact(root, prompts),
-        "responses": responses_artifact(root, texts["responses"]),
-        "eval_responses": responses_artifact(root, texts["eval_responses"], "eval-responses-0"),
-    }
-    if scorer:
-        for where, scores in (("responses", "scores"), ("eval_responses", "eval_scores")):
-            rows = [score(r, demo.reward(posts[r["prompt_id"]], r["text"])) for r in texts[where]]
-            rows += [score(p, demo.reward(p["prompt"], p["reference"])) for p in prompts] if scores == "scores" else []
-            inputs[scores] = scores_artifact(root, rows, f"{scores.replace('_', '-')}-0")
-    settings = {"evaluate": Evaluate(bootstrap=400).model_dump(mode="json"), "arms": {a: a for a in ARMS}, "seed": 0}
-    evaluation = job(root, "evaluate", {**settings, "scorer": bool(scorer)}, inputs)
-    pairs = job(root, "pairs", {"pairs": Pairs().model_dump(mode="json"), "chat": False, "seed": 0}, inputs)
-    inputs |= {"evaluation": finish(evaluation, evaluate_run.run(evaluation), 4.2)}
-    inputs |= dict.fromkeys(("pairs/distilled", "pairs/seqkd"), finish(pairs, build.run(pairs), 0.6))
-    inputs |= {f"train/{arm}": trained(root, f"distill-{arm}", curve(arm, rng)) for arm in ARMS}
-    inputs |= {"sft/teacher": trained(root, "sft-teacher", curve("sft", rng))}
-    experiment = {"name": name, "seed": 0, "data": {"source": "demo"}, "distill": {"objective": ARMS["distilled"]}}
-    return job(root, "report", {"name": name, "experiment": experiment, "arms": ARMS, "scorer": scorer}, inputs)
+from plad_ray.report.text import visible
+from plad_ray.stages import Job
+from tests.report.made_up import ARMS, finish, world
+from tests.synthetic import job
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +41,8 @@ def test_both_pages_hold_the_sentences_tables_and_samples(made) -> None:
         assert sentences.percent(row["win_reference"]["mean"]) in found
         assert f"{100 * row['lift']['mean']:+.1f}" in found
         assert "PLaD&#39;s assumption" in found or "PLaD's assumption" in found
-    assert page.count('<div class="sample">') == 6 == text.count("| human reference |")
-    assert page.count("<svg") == 4 + 6 + 2 + 1  # results, training, pairs (shared), SFT
+    assert page.count('<article class="sample"') == 120 and text.count("| human reference |") == 6
+    assert page.count("<svg") == 4 + 6 + 2 + 1 + 1  # results, training, pairs (shared), SFT, lineage
     assert 'class="fact kept"' in page and "redundant</span>" in page and "missing:" in page
     assert "objective:" in page and "1,234,567" in page and "0123abcd" in page
 
@@ -170,21 +72,97 @@ def test_arms_that_train_on_lists_on_accepted_samples_or_on_references(tmp_path)
         )
 
 
-def test_nothing_is_requested_and_no_script_runs(made) -> None:
+def test_nothing_is_requested_and_only_the_pages_own_script_may_run(made) -> None:
     _, page, _ = made
-    assert not re.search(r"https?:|<script|<link|<img|<iframe|@import|url\(|\ssrc=", page)
-    assert "default-src 'none'" in page
+    text = re.search(r"<script>(.*?)</script>", page, re.DOTALL).group(1)
+    assert page.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+    assert not re.search(r"https?:|<img|<iframe|@import|url\(|\ssrc=", page.replace(svg_namespace(text), ""))
 
 
-def test_text_of_models_and_data_is_escaped(tmp_path) -> None:
-    evil = '<script>alert("x")</script><img src=x onerror=alert(1)>`|`'
-    made = world(tmp_path, count=8, evil=evil, name="<b>bold</b>")
+def svg_namespace(script: str) -> str:
+    """The one address in a page: a name that is never fetched."""
+    return re.search(r"http://www\.w3\.org/2000/svg", script).group(0)
+
+
+EVIL = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=2">`|`\x1b[31m\u202e\x07'
+
+
+def test_text_of_models_and_data_is_shown_not_run(tmp_path) -> None:
+    made = world(tmp_path, count=8, evil=EVIL, name="<b>bold</b>")
     report_run.run(made)
     page, text = (made.out.store.read_bytes(made.out.file(f"files/report.{k}")).decode() for k in ("html", "md"))
-    assert "<script" not in page and "<img" not in page and "<b>bold" not in page
-    assert "&lt;script&gt;alert(" in page and "&lt;b&gt;bold&lt;/b&gt;" in page
-    table = [line for line in text.splitlines() if "alert" in line and line.startswith("|")]
+    assert page.count("<script") == 1 and "<img" not in page and "<b>bold" not in page
+    assert "&lt;/script&gt;&lt;script&gt;window" in page and "&lt;b&gt;bold&lt;/b&gt;" in page
+    for found in (page, text):
+        assert not {"\x1b", "\x07", "\u202e"} & set(found) and "␛" in found and "⟨U+202E⟩" in found and "␇" in found
+    table = [line for line in text.splitlines() if "hacked" in line and line.startswith("|")]
     assert table and all("\\<script" in line and not re.search(r"(?<!\\)<", line) for line in table)
+
+
+@pytest.mark.parametrize("kept", ["two\nlines\ttab", "naïve 日本語 👩‍👩‍👧 é", ""])
+def test_ordinary_text_stays_as_it_is(kept) -> None:
+    assert visible(kept) == kept
+
+
+def test_significance_is_paired_ordered_and_corrected(made) -> None:
+    made, page, _ = made
+    rows = made.inputs["evaluation"].table().to_pylist()
+    frame = Frame.from_rows(made.inputs["evaluation"].table())
+    found = significance.compare(frame, ["teacher", "student", "distilled"], [0.7], 400, 0, 0.95)
+    assert len(found) == 3 and all(c.difference.mean >= 0 for c in found)
+    score = {(r["policy"], r["prompt_id"]): r["score"] for r in rows if r["temperature"] == 0.7}
+    ids = {key for _, key in score}
+    [best] = [c for c in found if {c.better, c.worse} == {"distilled", "student"}]
+    differences = [score["distilled", key] - score["student", key] for key in ids]
+    assert best.better == "distilled" and best.clear
+    assert best.difference.mean == pytest.approx(sum(differences) / len(differences))
+    won = sum((d > 0) + (d == 0) / 2 for d in differences) / len(differences)
+    assert best.rate.mean == pytest.approx(won)
+    assert "Which differences are significant" in page and sentences.percent(won) in page
+
+
+def test_holm_by_hand() -> None:
+    # sorted 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1, never falling
+    assert significance.holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert significance.holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def step(stage: str, inputs: tuple[str, ...] = (), **more) -> lineage.Step:
+    values = {"rows_in": 1, "rows_out": 1, "dropped": {}, "started": "", "seconds": 0.0, "workers": 1, "gpus": 0}
+    values |= {"tokens": None, "read": None, "settings": "{}", **more}
+    return lineage.Step(artifact=stage, stage=stage, digest="0", inputs={name: name for name in inputs}, **values)
+
+
+def test_cost_counts_workers_and_gpus_by_kind_of_stage() -> None:
+    steps = [
+        step("sft-teacher", seconds=1800, workers=4, gpus=4, tokens=10),
+        step("sft-student", seconds=3600, workers=2, gpus=0, tokens=5),
+        step("eval-responses", seconds=36, workers=3, gpus=1.5, tokens=7, read=100),
+    ]
+    tuning, generation, total = by_stage(steps)
+    assert (tuning.kind, tuning.stages, tuning.tokens) == ("supervised fine-tuning", 2, 15)
+    assert tuning.worker_hours == pytest.approx(4) and tuning.gpu_hours == pytest.approx(2)
+    assert generation.worker_hours == pytest.approx(0.03) and generation.gpu_hours == pytest.approx(0.015)
+    assert total.worker_hours == pytest.approx(4.03) and generation.share == pytest.approx(0.03 / 4.03)
+    assert (total.read, total.tokens, total.seconds) == (100, 22, 5436)
+
+
+def test_workers_of_a_stage_are_read_off_its_manifest() -> None:
+    runtime = Runtime.model_validate(
+        {"train": {"workers": 2, "gpus_per_worker": 0.5}, "teacher": {"replicas": 3, "gpus": 2}}
+    ).model_dump(mode="json")
+    assert lineage._busy({"config": {"training": {}}, "runtime": runtime}) == (2, 1)
+    policies = {"teacher": {"role": "teacher"}, "student": {"role": "student"}}
+    assert lineage._busy({"config": {"policies": policies}, "runtime": runtime}) == (4, 6)
+    assert lineage._busy({"config": {}, "runtime": runtime}) == (1, 0)
+
+
+def test_the_graph_draws_what_no_other_path_implies() -> None:
+    steps = [step("a"), step("b", ("a",)), step("c", ("a", "b")), step("d", ("c", "a"))]
+    assert graph.direct(steps) == [("a", "b"), ("b", "c"), ("c", "d")]
+    assert graph.layers(steps) == [["a"], ["b"], ["c"], ["d"]]
 
 
 def test_a_run_without_scorer_has_a_report(tmp_path) -> None:
@@ -195,11 +173,12 @@ def test_a_run_without_scorer_has_a_report(tmp_path) -> None:
 
 
 def test_lineage_names_every_artifact_once(made) -> None:
-    made, page, _ = made
-    for artifact in made.inputs.values():
-        digest = artifact.name.removeprefix(f"{artifact.manifest['name']}-")
-        assert f"{artifact.manifest['name']}</td>" in page and f">{digest}</code>" in page
-    assert page.count('class="cost"') == len({a.name for a in made.inputs.values()})
+    made, page, text = made
+    names = {artifact.name for artifact in made.inputs.values()}
+    for name in names:
+        assert page.count(f'<tr id="{name}">') == 1 and page.count(f'data-node="{name}"') == 1
+        assert f"| `{name}` |" in text
+    assert page.count("<tr id=") == len(names)
 
 
 def test_terminal_summary(made) -> None:
@@ -255,32 +234,26 @@ def test_ticks_are_round_and_cover_the_range(low, high, expected) -> None:
     assert expected is None or found == expected
 
 
-def test_a_line_is_drawn_where_its_values_are() -> None:
-    drawn = svg.lines("t<", [svg.Line("a", [0, 10], [0, 1], 2)])
+def test_a_line_is_drawn_where_its_values_are_and_says_them() -> None:
+    drawn = svg.xy("t<", [svg.Series("a<", [0, 10], [0, 1], 2)], svg.Axis("step"), svg.Axis())
     path = re.search(r'class="line" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', drawn)
     left, bottom, right, top = map(float, path.groups())
     assert (left, right) == (svg.LEFT, svg.WIDTH - svg.RIGHT)
     assert (bottom, top) == (svg.HEIGHT - svg.BOTTOM, svg.TOP)
-    assert "t&lt;" in drawn and "<t<" not in drawn
+    assert "t&lt;" in drawn and "<t<" not in drawn and 'data-name="a&lt;"' in drawn
+    said = json.loads(html.unescape(re.search(r'data-points="([^"]*)"', drawn).group(1)))
+    assert said == [[left, bottom, "0", "0"], [right, top, "10", "1"]]
+
+
+def test_logarithmic_axes_and_bars_from_zero() -> None:
+    assert svg.log_ticks(3, 400) == [2, 5, 10, 20, 50, 100, 200, 500]
+    place = svg.Scale(1, 100, 0, 10, log=True)
+    assert [place(v) for v in (1, 10, 100)] == pytest.approx([0, 5, 10])
+    bars = [svg.Series(name, [0, 1], [2, 4], 0, "bars") for name in "ab"]
+    drawn = svg.xy("t", bars, svg.Axis(names=("x", "y")), svg.Axis())
+    heights = [float(h) for h in re.findall(r'<rect class="mark".*? height="([\d.]+)"', drawn)]
+    assert heights[1] == pytest.approx(2 * heights[0], abs=0.2) and heights[:2] == heights[2:]
 
 
 def test_a_fence_is_longer_than_the_backticks_in_the_text() -> None:
     assert fenced("a ```` b").startswith("`````\n")
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on this machine")
-def test_a_browser_draws_it(made, tmp_path) -> None:
-    made, _, _ = made
-    page, picture = Path(made.out.path) / "files" / "report.html", tmp_path / "page.png"
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--window-size=1200,2000",
-    ]
-    subprocess.run(
-        ["chromium", *flags, f"--user-data-dir={tmp_path}/profile", f"--screenshot={picture}", page.as_uri()],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    assert picture.stat().st_size > 50_000  # an empty page of this size has about 10 kB

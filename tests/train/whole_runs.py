@@ -46,7 +46,7 @@ def generate(job: Job) -> Outcome:
     for pool in build_pools(job):
         draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
         asked = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
-        rows = list(parts.remaining(asked, set(), total))
+        rows = list(parts.remaining(asked, parts.Numbers(), total))
         answers = TransformersEngine(pool)(pa.Table.from_pylist(rows, schema=REQUEST))
         by_policy = dict.fromkeys(pool.policies, pool)
         parts.write_part(job.out, [part_row(by_policy, answer) for answer in answers.to_pylist()])

@@ -1,0 +1,51 @@
+"""What an engine holds: weights, its work space, and the KV cache that is left for sequences."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from plad_ray.config import Pool
+from plad_ray.generate.vllm_engine import CPU_SEQUENCES
+from plad_ray.planning.hardware import GIB, Device
+from plad_ray.planning.memory import CUDA_CONTEXT, PROCESS
+from plad_ray.planning.shapes import Shape
+
+#: vLLM's defaults on GPUs: share of the memory it takes, tokens of a step, sequences at once
+UTILIZATION, STEP_TOKENS, SEQUENCES = 0.9, 8192, 256
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes over all devices of one engine; ``cache`` is what is left for keys and values."""
+
+    weights: float
+    workspace: float
+    cache: float
+    process: float
+    sequences: int  # of the longest kind, at once
+    fits: bool
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.workspace + max(0.0, self.cache) + self.process
+
+
+def engine(shape: Shape, pool: Pool, device: Device, tokens: int) -> EngineMemory:
+    """One engine of ``pool`` for sequences of at most ``tokens`` tokens."""
+    given = pool.engine_kwargs
+    on_cpu = pool.gpus == 0
+    step = int(given.get("max_num_batched_tokens", max(4096, 8 * tokens) if on_cpu else STEP_TOKENS))
+    most = int(given.get("max_num_seqs", CPU_SEQUENCES if on_cpu else SEQUENCES))
+    hidden = int(shape.text.hidden_size)
+    inner = int(getattr(shape.text, "intermediate_size", None) or 4 * hidden)
+    # a step's states and the two halves of its gated MLP; fp32 logits of every sequence, and their softmax
+    workspace = step * (4 * hidden + 2 * inner) * shape.bytes_each + 2 * most * int(shape.text.vocab_size) * 4
+    if on_cpu:
+        process, cache = PROCESS, float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * GIB
+    else:
+        process = CUDA_CONTEXT * max(1.0, pool.gpus)
+        share = float(given.get("gpu_memory_utilization", UTILIZATION))
+        cache = share * device.memory * pool.gpus - shape.weights - workspace - process
+    sequences = min(most, int(cache // (tokens * shape.kv_token)))
+    return EngineMemory(shape.weights, workspace, cache, process, sequences, sequences >= 1)

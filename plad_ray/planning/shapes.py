@@ -1,0 +1,124 @@
+"""How large a model is, from its config alone: it is built on PyTorch's meta device, without any weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from plad_ray.config import Lora, Model
+from plad_ray.errors import PladError
+from plad_ray.models.load import DTYPES, auto_class, is_seq2seq
+
+#: bytes of a weight in 4 bits: NF4 with a 32-bit scale for every 64 of them (bitsandbytes' default)
+FOUR_BIT = 0.5 + 4 / 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and what it is held in."""
+
+    config: PretrainedConfig
+    dtype: str
+    four_bit: bool = False
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """On the meta device: shapes, no numbers."""
+        with torch.device("meta"):
+            return auto_class(self.config).from_config(self.config, dtype=DTYPES[self.dtype])
+
+    @cached_property
+    def parameters(self) -> int:
+        """Tied weights count once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def head(self) -> int:
+        """Weights of the LM head."""
+        return self.model.get_output_embeddings().weight.numel()
+
+    @cached_property
+    def body(self) -> int:
+        """Weights that every token is multiplied with: all matrices but embeddings and LM head."""
+        apart = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
+        apart.add(id(self.model.get_output_embeddings().weight))
+        return sum(p.numel() for p in self.model.parameters() if p.dim() >= 2 and id(p) not in apart)
+
+    @property
+    def bytes_each(self) -> float:
+        """Of a value of activations and of weights that are not in 4 bits."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def weights(self) -> float:
+        """Bytes. In 4 bits: the matrices of the body; embeddings and LM head stay."""
+        if not self.four_bit:
+            return self.parameters * self.bytes_each
+        return self.body * FOUR_BIT + (self.parameters - self.body) * self.bytes_each
+
+    @property
+    def layers(self) -> int:
+        return int(self.text.num_hidden_layers)
+
+    @property
+    def text(self) -> PretrainedConfig:
+        return self.config.get_text_config()
+
+    @property
+    def kv_token(self) -> float:
+        """Bytes of the KV cache for one token: a key and a value of every layer's KV heads (sliding windows not used)."""
+        heads = getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
+        size = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
+        return 2 * self.layers * heads * size * self.bytes_each
+
+    def lora(self, lora: Lora) -> nn.Module:
+        """A copy of the model with an adapter, on the meta device. Raises PladError for modules that are not there."""
+        from plad_ray.models.policy import Policy
+        from plad_ray.train.adapter import with_lora
+
+        fresh = Shape(self.config, self.dtype).model
+        fresh.name_or_path = "planned"
+        with torch.device("meta"):
+            return with_lora(fresh, Policy("planned", None, None, False, ""), lora, 0)
+
+
+def trainable(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def shape_of(role: str, model: Model, given: Mapping[str, Path]) -> Shape | None:
+    """The shape of a role's model; None behind an API. ``given``: config.json files by role, for models elsewhere.
+
+    Raises PladError when there is no config.json on this machine: nothing is downloaded.
+    """
+    if model.api is not None:
+        return None
+    if model.scratch is not None:
+        from plad_ray.models.scratch import scratch_config
+
+        config = scratch_config(model.scratch, model.scratch.vocab_size)
+    else:
+        assert model.path is not None
+        config = _read(role, str(given.get(role, model.path)), model)
+    if is_seq2seq(config):
+        raise PladError(f"{role}: plad plan knows decoder-only models; {config.model_type} is an encoder-decoder")
+    config.use_cache = False
+    return Shape(config, model.dtype, model.load_in_4bit)
+
+
+def _read(role: str, path: str, model: Model) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(
+            path, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError):
+        raise PladError(
+            f"{role}: the config.json of {path} is not on this machine, and plad plan downloads nothing; get it with "
+            f"`hf download {model.path} config.json`, or name a copy: --config {role}=config.json"
+        ) from None

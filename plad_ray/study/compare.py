@@ -1,0 +1,217 @@
+"""Methods side by side (PLaD, Tables 1 and 2): every arm of the experiment, searched with the same budget, over seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from plad_ray.artifacts import Store
+from plad_ray.config import Experiment, StudySettings
+from plad_ray.config.search import Search
+from plad_ray.evaluate.table import INITIAL, TEACHER, summarise
+from plad_ray.stages import Job
+from plad_ray.study import runs, search
+from plad_ray.study.arms import MAIN, Sections, vary
+from plad_ray.study.base import Plan, Study
+from plad_ray.study.graph import Seeds, evaluated, needs_scorer
+from plad_ray.study.pieces import LABELS, how, points
+from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
+from plad_ray.study.runs import Runs
+
+
+class Settings(StudySettings):
+    """The arms are the experiment's own: ``distilled`` and those under ``compare``."""
+
+    search: Search | None = Field(None, description="what is searched on dev for every arm; null: the file's settings")
+
+
+def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
+    return tuned(STUDY, exp, exp.arms(), settings, store)
+
+
+def tuned(
+    study: Study[Any],
+    exp: Experiment,
+    arms: dict[str, Sections],
+    settings: Settings,
+    store: Store,
+    facts: dict[str, Any] | None = None,
+) -> Plan:
+    """Two steps where there is a search: what it finds, on its own seeds and dev, is frozen before test is read."""
+    needs_scorer(exp, study.name)
+    if settings.search is None:
+        return evaluated(study, exp, arms, settings, facts)
+    whole, searched = search.plan(exp, settings.search, arms, Seeds.of(exp, settings).seeds)
+    if not searched.artifact(store).finished:
+        then = "each arm is trained with what the search chose, and evaluated on each seed"
+        return Plan(whole, [searched], then=then)
+    chosen = search.choice(searched.artifact(store))
+    frozen = {arm: vary(sections, chosen[arm]["changes"], f"arm {arm}") for arm, sections in arms.items()}
+    return evaluated(study, exp, frozen, settings, facts, {"search": searched})
+
+
+def result(job: Job) -> Findings:
+    found, arms = Runs.of(job), job.config["facts"]["arms"]
+    return Findings(
+        summary=tuple(sentences(found, arms)),
+        tables=(table(found, arms), differences(found, arms), *further(job, found, arms)),
+        figures=(figure(found, arms),),
+        confidence=found.evaluate.confidence,
+    )
+
+
+def further(job: Job, found: Runs, arms: list[str]) -> list[Table]:
+    """Each seed's own numbers where there are several, and what was searched where something was."""
+    tables = [by_seed(found, arms)] if len(found.seeds) > 1 else []
+    return [*tables, searched(search.choice(job.inputs["search"]))] if "search" in job.inputs else tables
+
+
+def table(found: Runs, arms: list[str]) -> Table:
+    """Words, ROUGE and win rates of every policy at every temperature."""
+    labels = {p: LABELS.get(p, p) for p in (TEACHER, INITIAL, *arms)}
+    evaluate = found.evaluate
+    metrics = summarise(found.frames, labels, evaluate.temperatures, evaluate.bootstrap, evaluate.confidence, 0)
+    names = ("words", "truncated", "rouge1", "rouge2", "rougeL")
+    rows = [
+        (row["label"], row["temperature"], *(row[n] for n in names), _interval(row["win_reference"]),
+         _interval(row["win_initial"]))
+        for row in metrics["table"]
+    ]  # fmt: skip
+    return Table(
+        key="methods",
+        title="Methods",
+        note=f"ROUGE: F1 × 100 against the references. {found.how}",
+        columns=(
+            Column(key="arm", label="", unit="text"),
+            Column(key="temperature", label="temperature"),
+            Column(key="words", label="words"),
+            Column(key="truncated", label="cut", unit="percent"),
+            Column(key="rouge1", label="ROUGE-1"),
+            Column(key="rouge2", label="ROUGE-2"),
+            Column(key="rougeL", label="ROUGE-L"),
+            Column(key="win_reference", label="beats reference", unit="percent"),
+            Column(key="win_initial", label="beats initial student", unit="percent"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def contrasts(found: Runs, arms: list[str]) -> dict[tuple[str, float], Interval | None]:
+    """The main arm's win rate less that of each other policy, corrected as one family."""
+    others = [*(arm for arm in arms if arm != MAIN), INITIAL]
+    wanted = {
+        (other, t): found.difference(MAIN, other, t)
+        for t in found.evaluate.temperatures
+        for other in others
+        if found.has(other, t)
+    }
+    return runs.corrected(found.estimates(wanted))
+
+
+def differences(found: Runs, arms: list[str]) -> Table:
+    rows: list[tuple[Cell, ...]] = [
+        (LABELS.get(other, other), temperature, e, None if e is None else e.p)
+        for (other, temperature), e in contrasts(found, arms).items()
+    ]
+    return Table(
+        key="differences",
+        title=f"{MAIN} less each of the others, points of {found.quality}",
+        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {found.how}",
+        columns=(
+            Column(key="arm", label="against", unit="text"),
+            Column(key="temperature", label="temperature"),
+            Column(key="difference", label="difference", unit="points"),
+            Column(key="p", label="p (Holm)", unit="p"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def by_seed(found: Runs, arms: list[str]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for t in found.evaluate.temperatures:
+        for policy in (p for p in (TEACHER, INITIAL, *arms) if found.has(p, t)):
+            won = found.won(policy, t)
+            rows.append((LABELS.get(policy, policy), t, *(runs.mean([w]) for w in won), runs.mean(won)))
+    return Table(
+        key="seeds",
+        title=f"By seed: {found.quality}",
+        columns=(
+            Column(key="arm", label="", unit="text"),
+            Column(key="temperature", label="temperature"),
+            *(Column(key=f"seed-{seed}", label=f"seed {seed}", unit="percent") for seed in found.seeds),
+            Column(key="all", label="all", unit="percent"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def searched(chosen: dict[str, Any]) -> Table:
+    keys = list(dict.fromkeys(key for found in chosen.values() for key in found["changes"]))
+    rows: list[tuple[Cell, ...]] = [
+        (arm, len(c["trials"]), *(_text(c["changes"].get(key)) for key in keys), c["win_rate"])
+        for arm, c in chosen.items()
+    ]
+    return Table(
+        key="search",
+        title="What the search on dev chose",
+        note="Win rate against the references on dev, mean over the seeds of the search and all temperatures.",
+        columns=(
+            Column(key="arm", label="", unit="text"),
+            Column(key="trials", label="trials", unit="count"),
+            *(Column(key=key, label=key, unit="text") for key in keys),
+            Column(key="win_rate", label="dev win rate", unit="percent"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def figure(found: Runs, arms: list[str]) -> Figure:
+    """Win rates with their intervals, a series a temperature."""
+    shown = [p for p in (TEACHER, INITIAL, *arms) if any(found.has(p, t) for t in found.evaluate.temperatures)]
+    wanted = {(p, t): found.won(p, t) for t in found.evaluate.temperatures for p in shown if found.has(p, t)}
+    estimates = found.estimates(wanted)
+    series = []
+    for t in found.evaluate.temperatures:
+        shares = [(shown.index(p), e) for (p, at), e in estimates.items() if at == t and e is not None]
+        series.append(points(f"temperature {t:g}", shares, "points"))
+    return Figure(
+        key="win-rates",
+        title=f"{found.quality[0].upper()}{found.quality[1:]}",
+        note=found.how,
+        x=Axis(label="", categories=tuple(LABELS.get(p, p) for p in shown)),
+        y=Axis(label=found.quality, unit="percent"),
+        series=tuple(series),
+        lines=(Line(label="even", y=0.5),),
+    )
+
+
+def sentences(found: Runs, arms: list[str]) -> list[str]:
+    said = []
+    for t, e in found.teacher_student().items():
+        if e is not None:
+            said.append(f"{how(t)}: the teacher's text beats the initial student's on {100 * e.mean:.1f} % of prompts.")
+    for t in found.evaluate.temperatures:
+        ranked = sorted(arms, key=lambda arm: -(runs.mean(found.won(arm, t)) or 0))
+        order = ", ".join(f"{arm} {100 * (runs.mean(found.won(arm, t)) or 0):.1f} %" for arm in ranked)
+        said.append(f"{how(t)}: {found.quality}: {order}.")
+    significant: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    for (other, t), e in contrasts(found, arms).items():
+        if e is None or e.p is None:
+            continue
+        verdict = "not told apart from" if e.p > 1 - found.evaluate.confidence else "above" if e.mean > 0 else "below"
+        significant[verdict].append(f"{LABELS.get(other, other)} ({how(t).lower()}, {100 * e.mean:+.1f})")
+    said += [f"{MAIN} is {verdict}: {', '.join(who)}." for verdict, who in significant.items() if who]
+    return said
+
+
+def _interval(found: dict[str, Any] | None) -> Interval | None:
+    return None if found is None else Interval(**{k: found[k] for k in ("mean", "low", "high", "p", "n")})
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+STUDY = Study("compare", "Methods compared", Settings, plan, result, "Tables 1 and 2")

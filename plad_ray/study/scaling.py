@@ -1,0 +1,222 @@
+"""What more distillation data is worth (PLaD, Figure 4): every arm on nested shares of it, and a fitted curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from plad_ray import parts, preview
+from plad_ray.artifacts import Artifact, Store
+from plad_ray.config import Experiment, StudySettings
+from plad_ray.stages import Job
+from plad_ray.study.arms import Sections, vary
+from plad_ray.study.base import Plan, Study
+from plad_ray.study.graph import Seeds, evaluated, needs_scorer
+from plad_ray.study.pieces import how, points
+from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
+from plad_ray.study.runs import Runs
+from plad_ray.study.statistics import log_fit, more_for
+
+GAIN = 0.01  # a point of win rate
+CURVE_POINTS = 30
+
+
+class Settings(StudySettings):
+    shares: tuple[float, ...] = Field(
+        (0.05, 0.1, 0.25, 0.5, 1.0), description="of the distill prompts, each above 0 and at most 1; nested"
+    )
+
+    @field_validator("shares")
+    @classmethod
+    def _usable(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(shares)) < 2 or not all(0 < share <= 1 for share in shares):
+            raise ValueError("shares are at least two different numbers above 0 and at most 1")
+        return tuple(sorted(set(shares)))
+
+
+def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
+    """Text is generated for all prompts, once; an arm's share is the first rows of its table."""
+    needs_scorer(exp, "scaling")
+    seeds = Seeds.of(exp, settings)
+    prompts = [parts.prompts(seeded) for _, seeded in seeds]
+    sizes = [
+        preview.split_sizes(seeded, [p], store).get("distill") for (_, seeded), p in zip(seeds, prompts, strict=True)
+    ]
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        return Plan(exp, prompts, then="each arm is trained on shares of the prompts that are there")
+    arms: dict[str, Sections] = {}
+    facts: dict[str, dict[str, object]] = {}
+    for arm, sections in exp.arms().items():
+        for share in settings.shares:
+            name = arm if share == max(settings.shares) else f"{arm}-{100 * share:g}pct".replace(".", "_")
+            limit = max(1, round(share * _most(sections, min(known))))
+            arms[name] = vary(sections, {"distill.limit": limit}, f"share {share:g} of {arm}")
+            facts[name] = {"arm": arm, "share": share}
+    return evaluated(STUDY, exp, arms, settings, {"places": facts}, reads=("train",))
+
+
+def _most(sections: Sections, prompts: int) -> int:
+    """Rows that an arm can train on at most."""
+    pairs, distill = sections
+    return min(prompts, pairs.limit or prompts, distill.limit or prompts)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What each trained policy is, and how good: ``shares`` and ``sizes`` (rows trained on) by policy."""
+
+    found: Runs
+    arms: dict[str, list[str]]  # arm -> its policies, smallest share first
+    shares: dict[str, float]
+    sizes: dict[str, float]
+    means: dict[tuple[str, float], Interval | None]
+
+    def places(self, arm: str, temperature: float) -> list[tuple[float, Interval]]:
+        """Size and quality of each share of ``arm``."""
+        found = ((self.sizes[name], self.means[name, temperature]) for name in self.arms[arm])
+        return [(size, e) for size, e in found if e is not None]
+
+
+def result(job: Job) -> Findings:
+    found, facts = Runs.of(job), job.config["facts"]["places"]
+    temperatures = found.evaluate.temperatures
+    arms: dict[str, list[str]] = {}
+    for name, fact in sorted(facts.items(), key=lambda item: item[1]["share"]):
+        arms.setdefault(fact["arm"], []).append(name)
+    wanted = {(name, t): found.won(name, t) for name in facts for t in temperatures}
+    measured = Measured(
+        found,
+        arms,
+        {name: fact["share"] for name, fact in facts.items()},
+        {name: _rows(job, found.seeds, name) for name in facts},
+        found.estimates(wanted, 0.5),
+    )
+    resampled = found.resampled(wanted)
+    fits = [
+        Fit(measured, arm, t, np.stack([resampled[name, t] for name in names]))
+        for t in temperatures
+        for arm, names in arms.items()
+    ]
+    return Findings(
+        summary=tuple(fit.sentence() for fit in fits),
+        tables=(by_share(measured), fitted(found, fits)),
+        figures=tuple(figure(measured, [fit for fit in fits if fit.temperature == t], t) for t in temperatures),
+        confidence=found.evaluate.confidence,
+    )
+
+
+def _rows(job: Job, seeds: tuple[int, ...], name: str) -> float:
+    """Rows that an arm was trained on, mean over the seeds."""
+    artifacts: list[Artifact] = [job.inputs[f"train/{seed}/{name}"] for seed in seeds]
+    return float(np.mean([artifact.manifest["rows"]["out"] for artifact in artifacts]))
+
+
+class Fit:
+    """y = a + b·ln n through an arm's qualities at its sizes: least squares, on the data and on each resample."""
+
+    def __init__(self, measured: Measured, arm: str, temperature: float, y_SR: np.ndarray):
+        self.arm, self.temperature, self.found = arm, temperature, measured.found
+        places = measured.places(arm, temperature)
+        self.n = [n for n, _ in places]
+        self.a, self.b = (float(v[0]) for v in log_fit(self.n, np.array([[e.mean] for _, e in places])))
+        self.a_R, self.b_R = log_fit(self.n, y_SR)
+
+    @property
+    def doubling(self) -> Interval:
+        """What twice the data adds."""
+        return self.found.interval(self.b * float(np.log(2)), self.b_R * np.log(2))
+
+    @property
+    def more(self) -> Interval | str:
+        """Rows beyond all of them for one point more; as text where its interval has no upper end."""
+        most = max(self.n)
+        value = float(more_for(GAIN, most, np.array([self.b]))[0])
+        tail = 50 * (1 - self.found.evaluate.confidence)
+        low, high = np.percentile(more_for(GAIN, most, self.b_R), [tail, 100 - tail], method="nearest")
+        if np.isfinite(high):
+            return Interval(mean=value, low=float(low), high=float(high))
+        if not np.isfinite(value):
+            return "no number: the curve does not rise"
+        return f"{value:,.0f} [{low:,.0f}, no end]"
+
+    def sentence(self) -> str:
+        d, more = self.doubling, self.more
+        about = more if isinstance(more, str) else f"{more.mean:,.0f} [{more.low:,.0f}, {more.high:,.0f}]"
+        return (
+            f"{how(self.temperature)}, {self.arm}: twice the data adds {100 * d.mean:+.1f} "
+            f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}] points; prompts beyond the {max(self.n):,.0f} for +1 point: {about}."
+        )
+
+    def band(self) -> Series:
+        x = np.geomspace(min(self.n), max(self.n), CURVE_POINTS)
+        y_XR = self.a_R[None] + self.b_R[None] * np.log(x)[:, None]
+        tail = 50 * (1 - self.found.evaluate.confidence)
+        low, high = np.percentile(y_XR, [tail, 100 - tail], axis=1)
+        y = self.a + self.b * np.log(x)
+        series = {"x": x, "y": y, "low": low, "high": high}
+        return Series(
+            name=f"{self.arm}, fitted",
+            kind="band",
+            group=self.arm,
+            **{k: tuple(map(float, v)) for k, v in series.items()},
+        )
+
+
+def by_share(measured: Measured) -> Table:
+    found = measured.found
+    rows: list[tuple[Cell, ...]] = [
+        (arm, temperature, measured.shares[name], measured.sizes[name], measured.means[name, temperature])
+        for temperature in found.evaluate.temperatures
+        for arm, names in measured.arms.items()
+        for name in names
+    ]
+    return Table(
+        key="shares",
+        title=f"Shares of the data: {found.quality}",
+        note=f"A smaller share is the beginning of a larger one. {found.how}",
+        columns=(
+            Column(key="arm", label="", unit="text"),
+            Column(key="temperature", label="temperature"),
+            Column(key="share", label="share", unit="percent", digits=0),
+            Column(key="rows", label="rows trained on", unit="count"),
+            Column(key="quality", label="win rate", unit="percent"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def fitted(found: Runs, fits: list[Fit]) -> Table:
+    rows: list[tuple[Cell, ...]] = [(fit.arm, fit.temperature, fit.doubling, fit.more) for fit in fits]
+    return Table(
+        key="fits",
+        title="Fitted curves",
+        note="Win rate = a + b·ln(rows), least squares over the shares, refitted on each resample of the prompts. "
+        f"{found.how}",
+        columns=(
+            Column(key="arm", label="", unit="text"),
+            Column(key="temperature", label="temperature"),
+            Column(key="doubling", label="twice the data", unit="points"),
+            Column(key="more", label="more prompts for +1 point", unit="count"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def figure(measured: Measured, fits: list[Fit], temperature: float) -> Figure:
+    found, series = measured.found, []
+    for fit in fits:
+        series += [points(fit.arm, measured.places(fit.arm, temperature), "points", fit.arm), fit.band()]
+    return Figure(
+        key=f"scaling-{temperature:g}".replace(".", "_"),
+        title=f"{how(temperature)}: {found.quality} by data",
+        note=f"Curves: a + b·ln(rows) with their {found.evaluate.confidence:.0%} bands. {found.how}",
+        x=Axis(label="rows trained on", unit="count", log=True),
+        y=Axis(label=found.quality, unit="percent"),
+        series=tuple(series),
+    )
+
+
+STUDY = Study("scaling", "What more distillation data is worth", Settings, plan, result, "Figure 4")

@@ -1,0 +1,89 @@
+"""real-pairs, length and ablation: each number again from the stored rows; shares nested; variants trained as said."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pytest
+
+from plad_ray.errors import PladError
+from tests.study.here import named, rows
+from tests.study.test_compare import win, won
+
+
+def test_real_pairs(here):
+    result, store, last = here.run("real-pairs", here.experiment(), shares=[0, 0.5, 1])
+    [table] = result.tables
+    names = {0: "distilled", 0.5: "distilled-50pct", 1: "distilled-100pct"}
+    base = fmean(won(last, store, "distilled"))
+    previous = set()
+    for row in table.rows:
+        _, _, share, swapped, quality, gain, _ = row
+        assert quality.mean == pytest.approx(fmean(won(last, store, names[share])))
+        assert gain is None if share == 0 else gain.mean == pytest.approx(quality.mean - base)
+        [pairs] = named(last, store, "pairs" if share == 0 else f"pairs-{names[share]}")
+        by_reward = {r["prompt_id"] for r in rows(pairs) if r["order"] == "reward"}
+        assert previous <= by_reward
+        previous = by_reward
+        against = [r for r in rows(pairs) if r["chosen_rid"].split(":")[1] == "student"]
+        assert swapped == pytest.approx(len(against) / len(rows(pairs)))
+    assert previous == {r["prompt_id"] for r in rows(pairs)} and swapped > 0
+
+
+def test_real_pairs_refuses_arms_without_pairs(here):
+    exp = here.experiment(compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
+    with pytest.raises(PladError, match=r"seqkd \(seqkd\) does not train on pairs"):
+        here.run("real-pairs", exp, arms=["distilled", "seqkd"])
+    with pytest.raises(PladError, match="no arm kd; arms: distilled, seqkd"):
+        here.run("real-pairs", exp, arms=["kd"])
+
+
+def test_length(here):
+    result, store, last = here.run("length", here.experiment(), width=2, minimum=1, seeds=[0, 1])
+    [table] = result.tables
+    gains: dict[str, list[float]] = {}
+    for evaluation in named(last, store, "evaluate"):
+        found = {(r["policy"], r["prompt_id"]): r for r in rows(evaluation)}
+        for (policy, prompt), row in found.items():
+            if policy != "distilled":
+                continue
+            first = found["student", prompt]
+            gain = win(row["score"], row["reference_score"]) - win(first["score"], first["reference_score"])
+            bucket = next(k for k in range(9) if row["words"] <= 2 * (k + 1))
+            gains.setdefault(f"({2 * bucket}, {2 * bucket + 2}]", []).append(gain)
+    assert {row[2]: (row[3], pytest.approx(row[4].mean)) for row in table.rows} == {
+        name: (len(values), fmean(values)) for name, values in gains.items()
+    }
+    assert len(gains) > 1
+    few = here.run("length", here.experiment(), width=2, minimum=10_000, seeds=[0, 1])[0]
+    assert few.tables[0].rows == () and "no interval has enough" in few.summary[0]
+
+
+def test_ablation(here):
+    exp = here.experiment(compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
+    variants = {"rank-2": {"distill.lora.r": 2}, "loose": {"distill.objective.margin": 3.0}}
+    search = {
+        "seeds": [7],
+        "grid": {},
+        "own": {n: {"distill.learning_rate": [1e-2, 5e-2]} for n in (*variants, "distilled")},
+    }
+    result, store, last = here.run("ablation", exp, variants=variants, search=search)
+    table = result.tables[0]
+    base = fmean(won(last, store, "distilled"))
+    for row in table.rows:
+        assert row[3].mean == pytest.approx(fmean(won(last, store, row[0])) - base)
+    trained = {a.manifest["name"]: a.manifest["config"]["training"] for a in named(last, store, lambda s: s.of == "seed 0")
+               if "training" in a.manifest["config"]}  # fmt: skip
+    assert set(trained) == {"distill", "distill-rank-2", "distill-loose"}
+    assert trained["distill-rank-2"]["lora"]["r"] == 2 and trained["distill"]["lora"]["r"] == 4
+    assert trained["distill-loose"]["objective"]["margin"] == 3 and trained["distill"]["objective"]["margin"] == 1
+    assert result.tables[-1].key == "search" and result.tables[-1].column("trials") == [2, 2, 2]
+
+
+def test_ablation_says_what_it_needs(here):
+    with pytest.raises(PladError, match=r"variants\.big: distill\.lora\.rank: unknown key"):
+        here.run("ablation", here.experiment(), variants={"big": {"distill.lora.rank": 2}})
+    with pytest.raises(PladError, match="generate: an arm differs in pairs"):
+        here.run("ablation", here.experiment(), variants={"long": {"generate.max_tokens": 9}})
+    with pytest.raises(PladError, match=r"asks for student text at temperature 0\.3"):
+        here.run("ablation", here.experiment(), variants={"cold": {"pairs.rejected.temperature": 0.3}})

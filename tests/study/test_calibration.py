@@ -1,0 +1,95 @@
+"""Likelihood against quality: the numbers again by brute force, the likelihoods by a plain forward pass, T and ECE on
+simulated texts whose calibration is known."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from plad_ray.errors import PladError
+from plad_ray.study import calibration
+from tests.study.here import named, rows
+
+
+def test_numbers_equal_brute_force_over_the_stored_texts(here):
+    result, store, last = here.run("calibration", here.experiment(), samples=4, seeds=[0, 1])
+    [table] = result.tables
+    assert [row[0] for row in table.rows] == ["initial student", "distilled"]
+    for row, reader in zip(table.rows, ("student", "distilled"), strict=True):
+        aurocs, taus = [], []
+        for scores, read in zip(named(last, store, "sample-scores"), named(last, store, "likelihoods"), strict=True):
+            logps = {r["rid"]: r["logp"] / r["tokens"] for r in rows(read) if r["reader"] == reader}
+            prompts: dict[str, list] = {}
+            for r in rows(scores):
+                if r["split"] == "test" and r["rid"] in logps:
+                    prompts.setdefault(r["prompt_id"], []).append((r["score"], logps[r["rid"]]))
+            for texts in prompts.values():
+                signs = [np.sign(a[0] - b[0]) * np.sign(a[1] - b[1]) for a, b in combinations(texts, 2)]
+                decided = [s for s, (a, b) in zip(signs, combinations(texts, 2), strict=True) if a[0] != b[0]]
+                aurocs += [fmean((s + 1) / 2 for s in decided)] if decided else []
+                untied = [len([1 for a, b in combinations(texts, 2) if a[i] != b[i]]) for i in (0, 1)]
+                taus += [sum(signs) / np.sqrt(untied[0] * untied[1])] if all(untied) else []
+        assert row[1].mean == pytest.approx(fmean(aurocs)) and row[1].n == len(aurocs)
+        assert row[3].mean == pytest.approx(fmean(taus))
+        assert row[6].low <= row[6].mean <= row[6].high
+    assert table.rows[1][2].mean == pytest.approx(table.rows[1][1].mean - table.rows[0][1].mean)
+
+
+def test_likelihoods_are_those_of_a_plain_forward_pass(here):
+    _, store, last = here.run("calibration", here.experiment(), samples=2)
+    [texts], [read] = named(last, store, "samples"), named(last, store, "likelihoods")
+    [prompts] = named(last, store, "prompts")
+    model = AutoModelForCausalLM.from_pretrained(here.student)
+    asked = {row["prompt_id"]: row["prompt"] for row in rows(prompts)}
+    found = {row["rid"]: row for row in rows(read) if row["reader"] == "student"}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(here.student)
+    checked = 0
+    for text in rows(texts):
+        if text["policy"] != "student" or not text["text"].strip():
+            continue
+        prompt = tokenizer(asked[text["prompt_id"]], add_special_tokens=False)["input_ids"]
+        response = tokenizer(text["text"], add_special_tokens=False)["input_ids"]
+        response += [tokenizer.eos_token_id] if text["finish_reason"] == "stop" else []
+        logits = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+        expected = sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(response))
+        assert found[text["rid"]]["logp"] == pytest.approx(expected, abs=1e-4)
+        assert found[text["rid"]]["tokens"] == len(response)
+        checked += 1
+    assert checked > 3
+
+
+def simulated(temperature: float, prompts: int = 3000) -> calibration.Texts:
+    """Pairs of texts whose order is right with probability σ(Δ/T)."""
+    rng = np.random.default_rng(1)
+    logps = rng.normal(size=(prompts, 2))
+    gaps = logps[:, 0] - logps[:, 1]
+    first = rng.random(prompts) < 1 / (1 + np.exp(-gaps / temperature))
+    return calibration.Texts([np.array([1.0, 0.0]) if f else np.array([0.0, 1.0]) for f in first], list(logps))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_a_known_temperature_is_found_and_then_nothing_is_off(temperature):
+    texts = simulated(temperature)
+    gaps, right = (np.concatenate(values) for values in zip(*texts.pairs(), strict=True))
+    assert calibration.fit_temperature(gaps, right) == pytest.approx(temperature, rel=0.15)
+    assert calibration.ece(calibration.binned(texts.pairs(), temperature).sum(0)) < 0.03
+    assert calibration.ece(calibration.binned(texts.pairs(), temperature / 10).sum(0)) > 0.1
+
+
+def test_known_orders():
+    up, down = np.array([0.1, 0.2, 0.2]), np.array([-1.0, -2.0, -3.0])
+    assert calibration.tau(up, -down) == pytest.approx(2 / np.sqrt(2 * 3))
+    assert (calibration.auroc(up, -down), calibration.auroc(up, down)) == (1, 0)
+    assert calibration.auroc(up, np.zeros(3)) == 0.5 and np.isnan(calibration.auroc(np.ones(3), down))
+
+
+def test_what_cannot_be_read_is_refused(here):
+    with pytest.raises(PladError, match=r"study\.temperature 0: all samples of a prompt would be the same"):
+        here.run("calibration", here.experiment(), temperature=0)
+    with pytest.raises(PladError, match=r"study\.policies: texts are of teacher and student"):
+        here.run("calibration", here.experiment(), policies=["distilled"])

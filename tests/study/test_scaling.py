@@ -1,0 +1,60 @@
+"""More data: shares are nested, text is made once, curve and price of a point are what a plain fit gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from plad_ray.study.statistics import log_fit, more_for
+from tests.study.here import named, rows
+from tests.study.test_compare import won
+
+
+def test_numbers_equal_a_plain_fit_to_the_stored_scores(here):
+    exp = here.experiment(compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
+    result, store, last = here.run("scaling", exp, seeds=[0, 1], shares=[0.25, 0.5, 1])
+    shares, fits = result.tables
+    names = {0.25: "-25pct", 0.5: "-50pct", 1.0: ""}
+    for arm in ("distilled", "seqkd"):
+        measured = [row for row in shares.rows if row[0] == arm]
+        assert [row[2] for row in measured] == [0.25, 0.5, 1.0]
+        for row in measured:
+            assert row[4].mean == pytest.approx(fmean(won(last, store, arm + names[row[2]])))
+        n, y = [row[3] for row in measured], [row[4].mean for row in measured]
+        slope, _ = np.polyfit(np.log(n), y, 1)
+        [fit] = [row for row in fits.rows if row[0] == arm]
+        assert fit[2].mean == pytest.approx(slope * np.log(2))
+        if slope > 0:
+            assert f"{n[-1] * np.expm1(0.01 / slope):,.0f}" in (
+                fit[3] if isinstance(fit[3], str) else f"{fit[3].mean:,.0f}"
+            )
+    trained = {
+        a.manifest["name"]: a.manifest["rows"]["out"] for a in named(last, store, lambda s: s.title.endswith("seed 1"))
+    }
+    limits = {name: trained[f"distill-distilled-{name}"] for name in ("25pct", "50pct")}
+    assert limits["25pct"] < limits["50pct"] <= trained["distill"]
+    ran = Counter(stage.name for stage in here.ran)
+    assert ran["responses"] == ran["pairs"] == ran["eval-responses"] == 2, "once a seed"
+    [figure] = result.figures
+    assert [s.kind for s in figure.series] == ["points", "band"] * 2 and figure.x.log
+
+
+def test_a_known_curve_is_found_and_priced():
+    n = np.array([10.0, 100.0, 1000.0])
+    a, b = log_fit(n, (0.2 + 0.05 * np.log(n))[:, None])
+    assert (a[0], b[0]) == (pytest.approx(0.2), pytest.approx(0.05))
+    further = more_for(0.01, 1000, b)[0]
+    assert 0.2 + 0.05 * np.log(1000 + further) == pytest.approx(0.2 + 0.05 * np.log(1000) + 0.01)
+    assert more_for(0.01, 1000, np.array([-0.1, 0.0])).tolist() == [np.inf, np.inf]
+
+
+def test_smaller_shares_begin_larger_ones(here):
+    exp = here.experiment()
+    _, store, last = here.run("scaling", exp, shares=[0.5, 1])
+    [pairs] = named(last, store, "pairs")
+    small, large = (named(last, store, name)[0] for name in ("distill-distilled-50pct", "distill"))
+    assert small.manifest["inputs"]["pairs"] == large.manifest["inputs"]["pairs"] == pairs.name
+    assert small.manifest["rows"]["out"] < large.manifest["rows"]["out"] == len(rows(pairs))

@@ -1,0 +1,98 @@
+"""Tables cut to slices of the prompt table: everything once, in order, and no more memory for more rows."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plumbing
+from plad_ray import artifacts
+from plad_ray import slices as module
+from plad_ray.artifacts import Store
+from plad_ray.config import Pairs
+from plad_ray.errors import PladError
+from plad_ray.generate import parts
+from plad_ray.pairs import build
+from plad_ray.slices import Places, slices
+from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
+
+
+def made(root: Path, count: int, lost: tuple[int, ...] = ()):
+    """Prompts of two splits, and texts and scores of both roles in random order."""
+    ids = [f"p{i}" for i in range(count)]
+    rows = [response(w, p, f"{w} {p}") for i, p in enumerate(ids) for w in ("teacher", "student") if i not in lost]
+    shuffled = random.Random(0).sample(rows, len(rows))
+    prompts = [row for p in ids for row in (prompt(f"t{p}", "test"), prompt(p))]
+    scores = [score(row, float(len(row["rid"]) % 3)) for row in rows[::-1]]
+    return ids, {
+        "prompts": prompts_artifact(root, prompts),
+        "responses": responses_artifact(root, [*shuffled, response("teacher", "tp0", "x", split="test")]),
+        "scores": scores_artifact(root, scores),
+    }
+
+
+def test_slices_hold_every_row_of_their_prompts_once_and_in_order(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PROMPTS", 4)
+    ids, inputs = made(tmp_path, 11, lost=(2,))
+    cut = []
+    for part in slices(inputs, "distill"):
+        cut.append([r["prompt_id"] for r in part["prompts"].rows()])
+        texts = list(part["responses"].rows())
+        assert {r["prompt_id"] for r in texts} == set(cut[-1]) - {"p2"} and "token_ids" not in texts[0]
+        assert len(texts) == 2 * len({r["prompt_id"] for r in texts}) == part["scores"].table().num_rows
+    assert cut == [ids[:4], ids[4:8], ids[8:]]
+    assert [[r["prompt_id"] for r in p["prompts"].rows()] for p in slices(inputs, "distill", limit=3)] == [ids[:3]]
+    monkeypatch.setattr(module, "SLICES", 2)
+    assert [p["prompts"].table().num_rows for p in slices(inputs, "distill")] == [6, 5]
+
+
+def test_what_is_small_is_not_copied(tmp_path) -> None:
+    _, inputs = made(tmp_path, 3)
+    assert list(slices(inputs, "distill")) == [inputs]
+
+
+def test_places_are_rows_of_the_split(tmp_path) -> None:
+    ids, inputs = made(tmp_path, 50)
+    table = inputs["responses"].table(["prompt_id"])["prompt_id"].combine_chunks()
+    expected = [ids.index(p) if p in ids else -1 for p in table.to_pylist()]
+    assert Places(inputs["prompts"], "distill").of(table).tolist() == expected
+    assert set(Places(inputs["prompts"], "dev").of(table)) == {-1}
+    with pytest.raises(PladError, match="prompt_id 'b' is there twice in split distill"):
+        Places(prompts_artifact(tmp_path, [prompt(p) for p in "abcb"]), "distill")
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_pairs_of_slices_are_those_of_the_whole(tmp_path, monkeypatch, limit) -> None:
+    _, inputs = made(tmp_path, 23, lost=(0, 5))
+    pairs = Pairs(limit=limit, reward_share=0.5).model_dump(mode="json")
+    config = {"pairs": pairs, "chat": False, "seed": 0}
+    whole, cut = (job(tmp_path, name, config, inputs) for name in ("whole", "cut"))
+    expected = build.run(whole)
+    monkeypatch.setattr(module, "PROMPTS", 5)
+    outcome = build.run(cut)
+    assert outcome == expected and outcome.dropped["missing_chosen"] == 2
+    assert cut.out.table().equals(whole.out.table()) and cut.out.table().num_rows == (limit or 21)
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch) -> None:
+    """Request table, fake engine, part files, rows and pairs in this process: what Python and Arrow hold at most."""
+    monkeypatch.setattr(artifacts, "BATCH_ROWS", 50)
+    monkeypatch.setattr(module, "PROMPTS", 100)
+    monkeypatch.setattr(parts, "ROWS_PER_FILE", 100)
+    monkeypatch.setattr(plumbing, "BLOCK", 50)
+    peaks = {}
+    for count in (500, 3_000):
+        store = Store(str(tmp_path / str(count)))
+        plumbing.write_prompts(store, count // 2)
+        made = plumbing.generate_job(store, plumbing.write_model(tmp_path / f"model-{count}"))
+        tracemalloc.start()
+        assert plumbing.generate_here(made) == count
+        outcome = build.run(plumbing.pairs_job(store))
+        assert outcome.rows_in == count // 2
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # a byte for the number of each request, 16 for each prompt's place, 50 for what the summary reads of each pair
+    assert peaks[3_000] - peaks[500] < 60 * 2_500
