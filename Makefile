@@ -10,7 +10,7 @@ READY := .venv/.ready-$(EXTRA)
 TOOLS := $(READY)-test
 SEEDS ?= 0 1 2 3 4
 
-.PHONY: setup demo demo-seeds test test-all chaos lint bench image audit clean
+.PHONY: setup demo demo-seeds test test-all chaos lint bench docs image audit clean
 
 setup: $(READY)
 
@@ -42,6 +42,10 @@ chaos: $(TOOLS)
 
 bench: $(TOOLS)
 	$(BIN)/python -m benchmarks
+
+# The documentation as a site, in build/site.
+docs: setup
+	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
 # EXTRA=cpu or gpu; the tag is the one that `plad manifest` writes.
 image: setup
