@@ -72,7 +72,7 @@ def dataset_card(exp: Experiment, repo: str, pairs_repo: str, pairs: Artifact) -
 
 def settings(exp: Experiment) -> str:
     """The experiment as YAML without the places of files on this machine, and without ``runtime``."""
-    here = {"data": {"path", "splits_paths", "responses", "pairs"}, "runtime": True, "merge": True}
+    here: dict[str, Any] = {"data": {"path", "splits_paths", "responses", "pairs"}, "runtime": True, "merge": True}
     recorded = exp.model_dump(mode="json", exclude=here, exclude_defaults=True)
     for role in ("teacher", "student"):
         model = recorded.get(role, {}).get("model", {})

@@ -218,7 +218,7 @@ def _balance(exp: Experiment, drawn: list[Any]) -> dict[str, Any]:
 def sizes_of(exp: Experiment, prompts: int | None, prompt_tokens: int | None, response_tokens: int | None) -> Sizes:
     """What the options say, else what the configuration bounds. Raises PladError when the number of prompts is unknown."""
     data = exp.data
-    found = {}
+    found: dict[str, int] = {}
     for split in SPLITS:
         read = None if prompts is None else round(prompts * data.fractions.get(split, 0.0))
         known = [n for n in (data.sizes.get(split), read or None, data.limit) if n is not None]
