@@ -42,7 +42,7 @@ def render_study(result: StudyResult, store: Store | None = None) -> str:
         "study.html.j2",
         result=result,
         sentences=[Sentence("result", s) for s in result.summary] + [Sentence("warning", s) for s in result.warnings],
-        charts=[_chart(figure) for figure in result.figures],
+        charts=[_chart(figure) for figure in result.figures if any(series.x for series in figure.series)],
         shown=lambda table: [[shown(c, k) for c, k in zip(row, table.columns, strict=True)] for row in table.rows],
         level=percent(result.confidence, 0),
         settings=yaml.safe_dump(result.settings, sort_keys=False, allow_unicode=True) if result.settings else "",

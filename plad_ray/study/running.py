@@ -113,4 +113,4 @@ def publish(made: Artifact, store: Store, folder: str) -> list[str]:
     names = sorted(store.files(made.file("files")))
     for name in names:
         store.write_bytes(f"{folder}/{name}", store.read_bytes(made.file(f"files/{name}")))
-    return [store.path(f"{folder}/{name}") for name in names if name.endswith((".md", ".yaml"))]
+    return [store.path(f"{folder}/{name}") for name in names if name.endswith((".html", ".md", ".yaml"))]

@@ -1,4 +1,4 @@
-"""The stage behind every study: its result as JSON and as a Markdown page with drawings."""
+"""The stage behind every study: its result as JSON, as a page, and as a Markdown twin with drawings."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from typing import Any
 
 import yaml
 
+from plad_ray.report.study import render_study
 from plad_ray.stages import Job, Outcome
 from plad_ray.study import find, markdown, plot
 from plad_ray.study.result import StudyResult
 
 
 def run(job: Job) -> Outcome:
-    """Stage: ``files/result.json`` (a ``StudyResult``), ``files/study.md`` and an SVG for each of its figures."""
+    """Stage: ``files/result.json`` (a ``StudyResult``), ``files/study.html``, ``files/study.md`` and its figures as SVG."""
     study = find(job.config["study"])
     result = StudyResult.model_validate({**dict(study.result(job)), **_facts(job, study)})
     write = job.out.store.write_bytes
     write(job.out.file("files/result.json"), result.model_dump_json(indent=1).encode())
+    write(job.out.file("files/study.html"), render_study(result, job.out.store).encode())
     write(job.out.file("files/study.md"), markdown.render(result).encode())
     for figure in result.figures:
         write(job.out.file(f"files/{figure.key}.svg"), plot.svg(figure))

@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from plad_ray.artifacts import Store
 from plad_ray.report.study import render_study
+from plad_ray.study import result
 from tests.report.made_up import world
 from tests.report.test_browser import browser, opened  # noqa: F401
 from tests.report.test_report import EVIL
-
-result = pytest.importorskip("plad_ray.study.result")
 
 
 def made_up(artifacts: dict[str, str], evil: str = ""):
