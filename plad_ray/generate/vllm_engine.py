@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
@@ -148,22 +147,7 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
         preprocess_map_kwargs=ONE_TASK,
         postprocess_map_kwargs=ONE_TASK,
     )
-    if any(policy.copies for policy in pool.policies.values()):
-        stage = processor.get_stage_by_name("vLLMEngineStage")
-        stage.fn = _fetching(stage.fn)
-        stage.fn_constructor_kwargs = {**stage.fn_constructor_kwargs, "fetch": pool.fetch}
     return processor(requests)
-
-
-def _fetching(engine: type[Any]) -> type[Any]:
-    """``engine`` that has its weights copied out of the object store first: its actor may be on any machine."""
-
-    class FetchingEngine(engine):
-        def __init__(self, *arguments: Any, fetch: Callable[[], None], **more: Any):
-            fetch()
-            super().__init__(*arguments, **more)
-
-    return FetchingEngine
 
 
 def processor_config(pool: EnginePool) -> Any:
