@@ -50,6 +50,7 @@ def finished(folder: Path, chat: bool = False, **changes) -> Experiment:
     metrics |= {
         "identical_share": 0.25,
         "words": {"chosen": 2.0, "rejected": 1.0},
+        "warnings": [],
         "length_gap": {"mean": 1.0, "histogram": {"edges": [0, 1, 2], "counts": [1, 2]}},
     }
     pairs.finish({"name": "pairs", "inputs": {}, "metrics": metrics, "config": {}})
