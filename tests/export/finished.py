@@ -50,7 +50,8 @@ def finished(folder: Path, chat: bool = False, **changes) -> Experiment:
     metrics |= {
         "identical_share": 0.25,
         "words": {"chosen": 2.0, "rejected": 1.0},
-        "length_gap": {"mean": 1.0, "histogram": None},
+        "warnings": [],
+        "length_gap": {"mean": 1.0, "histogram": {"edges": [0, 1, 2], "counts": [1, 2]}},
     }
     pairs.finish({"name": "pairs", "inputs": {}, "metrics": metrics, "config": {}})
     adapter = whole.report.inputs["train/distilled"].artifact(store)
