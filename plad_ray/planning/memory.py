@@ -195,12 +195,13 @@ def efficient_attention() -> Generator[None]:
     """``scaled_dot_product_attention`` as the kernels of real devices do it: no matrix of queries × keys is kept (the meta
     device would keep it). Replaced and not overridden by a mode, since the backward pass computes checkpoints again outside
     of modes."""
-    own = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(query, key, value)
+    functional: Any = F
+    own = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Attention.apply(query, key, value)
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = own
+        functional.scaled_dot_product_attention = own
 
 
 class _Attention(torch.autograd.Function):

@@ -192,11 +192,11 @@ def forecast(exp: Experiment, gpu: Device, sizes: Sizes, configs: Mapping[str, P
     requests = test * len(exp.evaluate.temperatures) * len(exp.arms())
     served = planner.generation("eval-responses", "student", requests, test * len(exp.arms()))
     found += [served] if served is not None else []
-    pools = _balance(exp, drawn) if len(drawn) == 2 and None not in drawn else None
+    pools = _balance(drawn) if len(drawn) == 2 and None not in drawn else None
     return Forecast(exp.name, found, pools, assumptions(exp, sizes, gpu))
 
 
-def _balance(exp: Experiment, drawn: list[Any]) -> dict[str, Any]:
+def _balance(drawn: list[Any]) -> dict[str, Any]:
     """How many of the devices that teacher and student have now each should get, so that both are done together."""
     teacher, student = drawn
     work = {name: e.seconds * e.count for name, e in (("teacher", teacher), ("student", student))}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,14 +42,19 @@ class Shape:
     @cached_property
     def head(self) -> int:
         """Weights of the LM head."""
-        return self.model.get_output_embeddings().weight.numel()
+        return int(self._head.numel())
 
     @cached_property
     def body(self) -> int:
         """Weights that every token is multiplied with: all matrices but embeddings and LM head."""
         apart = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
-        apart.add(id(self.model.get_output_embeddings().weight))
+        apart.add(id(self._head))
         return sum(p.numel() for p in self.model.parameters() if p.dim() >= 2 and id(p) not in apart)
+
+    @property
+    def _head(self) -> Any:
+        embeddings: Any = self.model.get_output_embeddings()
+        return embeddings.weight
 
     @property
     def bytes_each(self) -> float:
@@ -82,7 +88,7 @@ class Shape:
         from plad_ray.models.policy import Policy
         from plad_ray.train.adapter import with_lora
 
-        fresh = Shape(self.config, self.dtype).model
+        fresh: Any = Shape(self.config, self.dtype).model
         fresh.name_or_path = "planned"
         with torch.device("meta"):
             return with_lora(fresh, Policy("planned", None, None, False, ""), lora, 0)
@@ -102,7 +108,7 @@ def shape_of(role: str, model: Model, given: Mapping[str, Path]) -> Shape | None
     if model.scratch is not None:
         from plad_ray.models.scratch import scratch_config
 
-        config = scratch_config(model.scratch, model.scratch.vocab_size)
+        config: Any = scratch_config(model.scratch, model.scratch.vocab_size)
     else:
         assert model.path is not None
         config = _read(role, str(given.get(role, model.path)), model)
