@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import yaml
@@ -15,6 +16,12 @@ from plad_ray.config import load
 from plad_ray.env import PLAIN, SECRET
 from plad_ray.errors import PladError
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+#: what Ray answers while no node is ready to start a job, and how long that may last
+NO_AGENT = "No available agent"
+AGENT_WAIT_S = 60
 #: what no job needs and what makes an upload fail (size limit) or slow; and where people keep keys.
 EXCLUDES = [".git/", ".venv/", "runs/", ".*_cache/", "__pycache__/", "*.egg-info/", "dist/", "build/", ".env*", "*.pem"]
 
@@ -44,7 +51,9 @@ def submit(
     entrypoint = shlex.join(
         ["python", "-m", "plad_ray", "run", file.resolve().relative_to(folder).as_posix(), *overrides]
     )
-    job = client.submit_job(
+    job = _submitted(
+        client,
+        address,
         entrypoint=entrypoint,
         submission_id=jobs.attempt(name, len(before) + 1),
         runtime_env=environment,
@@ -53,6 +62,23 @@ def submit(
     )
     typer.echo(f"submitted job {job}: {entrypoint}")
     return jobs.follow(client, job) if wait else 0
+
+
+def _submitted(client: JobSubmissionClient, address: str, **job: Any) -> str:
+    """The id of the submitted ``job``. A cluster that has only just come up has no agent yet that would start it."""
+    patience = time.monotonic() + AGENT_WAIT_S
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if NO_AGENT not in str(error):
+                raise
+            if time.monotonic() > patience:
+                raise PladError(
+                    f"--address {address}: for {AGENT_WAIT_S} s no node of the cluster could start a job; look at `ray "
+                    "status` and at the dashboard agent's log there"
+                ) from error
+        time.sleep(1)
 
 
 def _environment(folder: Path, file: Path | None) -> dict[str, Any]:

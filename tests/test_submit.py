@@ -13,7 +13,7 @@ from plad_ray.config import load
 from plad_ray.errors import PladError
 from plad_ray.jobs import submission_id
 from plad_ray.pipeline import plan
-from plad_ray.submit import EXCLUDES, _environment, submit
+from plad_ray.submit import EXCLUDES, _environment, _submitted, submit
 from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -85,3 +85,29 @@ def test_a_job_that_fails_says_so_by_its_exit_code(cluster, tmp_path):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "absent.jsonl does not exist" in result.stdout and "FAILED" in result.stdout
+
+
+class NotReady:
+    """A job server whose agent comes up after ``refusals`` submissions."""
+
+    def __init__(
+        self, refusals: int, answer: str = "Request failed with status code 500: No available agent to submit job"
+    ):
+        self.refusals, self.answer, self.asked = refusals, answer, 0
+
+    def submit_job(self, **job: str) -> str:
+        self.asked += 1
+        if self.asked <= self.refusals:
+            raise RuntimeError(self.answer)
+        return job["submission_id"]
+
+
+def test_a_cluster_that_has_just_come_up_is_waited_for(monkeypatch):
+    monkeypatch.setattr("plad_ray.submit.time.sleep", lambda seconds: None)
+    client = NotReady(3)
+    assert _submitted(client, "http://x", submission_id="a") == "a" and client.asked == 4
+    with pytest.raises(RuntimeError, match="no such runtime_env"):
+        _submitted(NotReady(1, "no such runtime_env"), "http://x", submission_id="a")
+    monkeypatch.setattr("plad_ray.submit.AGENT_WAIT_S", 0)
+    with pytest.raises(PladError, match="no node of the cluster could start a job"):
+        _submitted(NotReady(10**6), "http://x", submission_id="a")
