@@ -131,14 +131,11 @@ def xy(
     place_y = Scale(min(ys[0], y_marks[0]), max(ys[1], y_marks[-1]), bottom, TOP, y.log)
     parts = [*_grid(y, y_marks, place_y, left, width), *_axis_x(x, xs, place_x, bottom, left, width)]
     parts += [_rule(rule, place_x, place_y, (left, width - RIGHT), (TOP, bottom)) for rule in rules]
-    bars = [s for s in series if s.kind == "bars"]
-    for s in series:
-        if s.kind == "bars":
-            parts.append(_bars(s, bars, x, y, place_x, place_y, bottom))
-        else:
-            parts.append(
-                _band(s, place_x, place_y) + _line(s, x, y, place_x, place_y) + _points(s, x, y, place_x, place_y)
-            )
+    bars, drawn = ([s for s in series if (s.kind == "bars") is wanted] for wanted in (True, False))
+    parts += [_bars(s, bars, x, y, place_x, place_y, bottom) for s in bars]
+    parts += [_band(s, place_x, place_y) for s in drawn]
+    parts += [_line(s, x, y, place_x, place_y) for s in drawn]
+    parts += [_points(s, x, y, place_x, place_y) for s in drawn]  # on top, so that they answer the pointer
     return _svg(title, parts, height, width)
 
 
