@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         key = (asked.get("type", "model"), f"{asked['organization']}/{asked['name']}")
         if key in self.server.repos:
             return self._answer({"error": "You already created this repo", "url": f"{self.server.url}/{key[1]}"}, 409)
-        self.server.repos[key], self.server.private[key] = {}, bool(asked.get("private"))
+        self.server.repos[key], self.server.private[key] = {}, asked.get("visibility") == "private"
         return self._answer({"url": f"{self.server.url}/{key[1]}", "name": key[1], "id": key[1]})
 
     def _preupload(self, asked: dict[str, Any]) -> None:
