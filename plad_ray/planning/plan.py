@@ -243,6 +243,7 @@ def assumptions(exp: Experiment, sizes: Sizes, gpu: Device) -> list[str]:
         f"devices reach {roofline.PREFILL:.0%} of their peak in prefill, {roofline.TRAINING:.0%} in training, "
         f"{roofline.BANDWIDTH:.0%} of their bandwidth; start-up, checkpoints, communication between workers, scoring and "
         "evaluation are not counted",
+        "memory is what is alive at the peak; allocators hold more (glibc on a CPU up to 1.8 times the activations)",
         "training keeps no matrix of queries × keys (SDPA's efficient kernels); its layout is "
         + (
             "concatenated" if exp.runtime.train.layout == "concatenated" else "shared, where the architecture allows it"

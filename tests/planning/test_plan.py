@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -157,8 +158,13 @@ print(peak() - before)
 
 
 def test_a_measured_step_needs_what_was_predicted() -> None:
-    """Over the model's own memory: optimizer step of 4 pairs of 350 + 30 + 30 tokens, ZeRO-2, one worker."""
-    done = subprocess.run([sys.executable, "-c", MEASURE], cwd=ROOT, capture_output=True, text=True, check=True)
+    """Over the model's own memory: optimizer step of 4 pairs of 350 + 30 + 30 tokens, ZeRO-2, one worker.
+
+    glibc hands back what is free at once here, so what is resident is what is alive.
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
+    command = [sys.executable, "-c", MEASURE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     measured = float(done.stdout.strip().splitlines()[-1])
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4}
     shape = Shape(LlamaConfig(**sizes, vocab_size=8000, use_cache=False), "float32")
@@ -167,4 +173,4 @@ def test_a_measured_step_needs_what_was_predicted() -> None:
     held = memory.training(shape, model, TrainRuntime(micro_batch=4), rows)
     predicted = (held.total - held.weights - held.process) / 2**20
     print(f"predicted {predicted:.0f} MiB, measured {measured:.0f} MiB")
-    assert predicted == pytest.approx(measured, rel=0.3)
+    assert predicted == pytest.approx(measured, rel=0.2)
