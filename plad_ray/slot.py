@@ -17,6 +17,9 @@ from urllib.parse import parse_qsl, urlsplit
 from plad_ray.artifacts import Store
 from plad_ray.errors import PladError
 
+#: obstore asks again when a request fails, and not when its answer breaks off in the middle
+BODY_CUT, BODY_TRIES = "response body error", 10
+
 
 class Slot(Protocol):
     def read(self) -> tuple[dict[str, Any], Any] | None:
@@ -70,14 +73,17 @@ class ObjectSlot:
     def read(self) -> tuple[dict[str, Any], Any] | None:
         import obstore
 
-        try:
-            found = obstore.get(self.store, self.key)
-            tag = {key: value for key in ("e_tag", "version") if (value := found.meta[key]) is not None}
-            return json.loads(bytes(found.bytes())), tag
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-        except obstore.exceptions.BaseError as error:
-            raise OSError(f"{self.key}: {str(error).splitlines()[0]}") from error
+        for tries_left in reversed(range(BODY_TRIES)):
+            try:
+                found = obstore.get(self.store, self.key)
+                tag = {key: value for key in ("e_tag", "version") if (value := found.meta[key]) is not None}
+                return json.loads(bytes(found.bytes())), tag
+            except (FileNotFoundError, json.JSONDecodeError):
+                return None
+            except obstore.exceptions.BaseError as error:
+                if not (tries_left and BODY_CUT in str(error)):
+                    raise OSError(f"{self.key}: {str(error).splitlines()[0]}") from error
+        raise AssertionError("the last try returns or raises")
 
     def swap(self, content: dict[str, Any], before: Any) -> bool:
         import obstore

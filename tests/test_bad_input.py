@@ -345,6 +345,7 @@ def test_adapter_for_another_base(files, models, tmp_path):
     adapter.mkdir()
     note = {"peft_type": "LORA", "r": 8, "base_model_name_or_path": str(models["large"]), "target_modules": ["q_proj"]}
     (adapter / "adapter_config.json").write_text(json.dumps(note))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
     message = refused(files(), f"student.model.adapter={adapter}")
     assert "adapter for another base" in message and str(models["small"]) in message
 

@@ -30,6 +30,9 @@ def experiment(root: Path, arms: dict[str, Any]) -> config.Experiment:
         "data.sizes": {"train": 96, "distill": 12, "dev": 4, "test": 6},
         "teacher.sft.epochs": 1,
         "teacher.sft.batch_size": 32,
+        "student.model.scratch.config.hidden_size": 96,  # else it would start as its teacher does, and learn the same
+        "student.model.scratch.config.num_attention_heads": 3,
+        "student.model.scratch.config.num_key_value_heads": 3,
         "student.sft.epochs": 1,
         "student.sft.batch_size": 32,
         "student.draw": {"temperatures": [1.0], "samples": 3},
