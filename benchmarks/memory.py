@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-
 from benchmarks import ours, trl_side
+from benchmarks.resident import forget_peak, peak, resident
 from benchmarks.shape import Shape, base_model, lora_model
 from benchmarks.train_step import objective
 from plad_ray.train.allocator import keep_large_buffers_apart
 from plad_ray.train.shared import SHARED
 
 STEPS = 2
-
-
-def resident() -> float:
-    return psutil.Process().memory_info().rss / 2**20
 
 
 def own_peak(side: str, shape: Shape) -> float:
@@ -31,6 +25,7 @@ def own_peak(side: str, shape: Shape) -> float:
 
         model = base_model(shape)
         before = resident()
+        forget_peak()
         with tempfile.TemporaryDirectory() as folder:
             trl_side.cpo(shape, STEPS, Path(folder), lambda: None, model)
     else:
@@ -40,10 +35,11 @@ def own_peak(side: str, shape: Shape) -> float:
         keep_large_buffers_apart()
         wrapped = lora_model(shape)
         before = resident()
+        forget_peak()
         step = ours.stepper(shape, objective("simpo"), SHARED, wrapped)
         for _ in range(STEPS):
             step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
+    return peak() - before
 
 
 def measured(side: str, vocabulary: int) -> float:

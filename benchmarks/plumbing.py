@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.resident import forget_peak, peak
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Generate, Model, Pairs, Runtime
 from plad_ray.generate import parts, requests
@@ -108,16 +109,6 @@ def generate_here(job: Job) -> int:
 def _answer(job: Job, engine: FakeEngine, by_policy: dict[str, Any], block: list[dict[str, Any]]) -> None:
     answers = engine(pa.Table.from_pylist(block, schema=REQUEST)).to_pylist()
     parts.write_part(job.out, [part_row(by_policy, answer) for answer in answers])
-
-
-def peak() -> float:
-    """MiB that were resident in this process at most, since it started or since ``forget_peak``."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def measure(count: int) -> dict[str, float]:

@@ -140,7 +140,7 @@ def test_plan_of_the_demo_and_of_the_papers_setting(tmp_path) -> None:
 
 MEASURE = """
 from benchmarks import ours
-from benchmarks.plumbing import forget_peak, peak
+from benchmarks.resident import forget_peak, peak
 from benchmarks.shape import Shape, lora_model
 from benchmarks.train_step import objective
 from plad_ray.train.shared import SHARED
