@@ -27,6 +27,8 @@ def connect(runtime: Runtime, dashboard: bool = False) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # zero-GPU tasks keep the device list as it is
+    # ray.data.llm hands an engine's variables to ray.init, which refuses any that the submitted job has too
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     import ray
 
     with _lock:  # stages run in threads
