@@ -49,6 +49,11 @@ class Job:
     runtime: Runtime
     progress: Callable[..., None] = no_progress
 
+    def numbered(self, prefix: str) -> list[Artifact]:
+        """The inputs ``<prefix>/0``, ``<prefix>/1``, … in order."""
+        keys = [key for key in self.inputs if key.rpartition("/")[0] == prefix]
+        return [self.inputs[key] for key in sorted(keys, key=lambda key: int(key.rpartition("/")[2]))]
+
 
 @dataclass(frozen=True)
 class Stage:

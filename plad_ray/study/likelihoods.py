@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate, Experiment, Model
 from plad_ray.errors import PladError
 from plad_ray.evaluate.frame import prompts_of
@@ -47,7 +46,7 @@ def run(job: Job) -> Outcome:
     readers = job.config["readers"]
     total, parts = len(texts) * len(readers), []
     for number, name in enumerate(readers):
-        policy = resolve(model, *_stages(job, name))
+        policy = resolve(model, *job.numbered(name))
         rows = rows_of(texts, prompts, policy, model)
         parts.append(read(policy, model, rows, name, job.runtime.train.micro_batch))
         job.progress((number + 1) * len(texts), total, "texts")
@@ -70,11 +69,6 @@ def _texts(job: Job) -> list[dict[str, Any]]:
     if not found:
         raise PladError(f"{job.stage}: no prompt of {job.inputs['prompts'].path} has a reference to be read")
     return found
-
-
-def _stages(job: Job, name: str) -> list[Artifact]:
-    keys = sorted((k for k in job.inputs if k.rpartition("/")[0] == name), key=lambda k: int(k.rpartition("/")[2]))
-    return [job.inputs[key] for key in keys]
 
 
 def rows_of(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from plad_ray.train import seq2seq
 from plad_ray.train.last_block import last_block_at
 from plad_ray.train.layout import Batch
 from plad_ray.train.masks import decoder_inputs
+from plad_ray.train.patching import forward_replaced
 
 
 def response_hidden(model: nn.Module, batch: Batch) -> Tensor:
@@ -55,7 +54,8 @@ class Head:
         ids: dict[str, Any] = {"input_ids": ids_1N}
         if is_seq2seq(self.base.config):
             ids = {"encoder_outputs": (hidden_NH[None],), "decoder_input_ids": ids_1N}
-        with _decoder_answers(self.base.get_decoder(), hidden_NH[None]):
+        answer = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_NH[None])  # type: ignore[arg-type]
+        with forward_replaced(self.base.get_decoder(), lambda *_, **__: answer):
             return self.base(**ids, use_cache=False).logits[0]
 
     @property
@@ -63,21 +63,6 @@ class Head:
         """Whether any weight of the LM head gets a gradient."""
         head = self.base.get_output_embeddings()
         return head is None or any(weight.requires_grad for weight in head.parameters())
-
-
-@contextmanager
-def _decoder_answers(decoder: nn.Module, hidden_SLH: Tensor) -> Generator[None]:
-    def answer(*_: Any, **__: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_SLH)  # type: ignore[arg-type]
-
-    own = vars(decoder).get("forward")  # what somebody else has put there
-    decoder.forward = answer
-    try:
-        yield
-    finally:
-        del decoder.forward
-        if own is not None:
-            decoder.forward = own
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:

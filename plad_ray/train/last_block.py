@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plad_ray.train.patching import forward_replaced
+
 #: Model types whose last block is one module ``mlp`` from [S, L, H] to [S, L, H], each position by itself.
 POSITION_WISE = ("llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "mistral", "gemma2", "gemma3_text")
 
@@ -26,7 +28,6 @@ def last_block_at(model: PreTrainedModel, read_M: Tensor) -> Generator[None]:
     if block is None:
         yield
         return
-    own = vars(block).get("forward")  # what somebody else has put there
     whole = block.forward
 
     def at_read(hidden_SLH: Tensor) -> Tensor:
@@ -34,13 +35,8 @@ def last_block_at(model: PreTrainedModel, read_M: Tensor) -> Generator[None]:
         read_1MH = whole(flat[read_M][None])
         return torch.zeros_like(flat).index_copy(0, read_M, read_1MH[0]).view_as(hidden_SLH)
 
-    block.forward = at_read
-    try:
+    with forward_replaced(block, at_read):
         yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
 
 
 def _last_block(model: PreTrainedModel) -> nn.Module | None:

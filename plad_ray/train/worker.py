@@ -16,7 +16,6 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from plad_ray.artifacts import Artifact
 from plad_ray.config import Distill, Model, Sft, Track, Training
 from plad_ray.errors import PladError
 from plad_ray.models.load import DTYPES, is_seq2seq, load_base, load_config, load_tokenizer
@@ -111,7 +110,7 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
         policy = None
         network, tokenizer = make(model.scratch, train_texts(table), seed)
     else:
-        policy = resolve(model, *_artifacts(job, "base"))
+        policy = resolve(model, *job.numbered("base"))
         tokenizer = load_tokenizer(policy)
         network = _network(policy, model, training, seed)
     if job.runtime.train.gradient_checkpointing:
@@ -133,7 +132,7 @@ def _frozen_policies(
     found = {}
     for name, section in job.config.get("frozen", {}).items():
         frozen = Model.model_validate(section)
-        policy = resolve(frozen, *_artifacts(job, f"frozen/{name}"))
+        policy = resolve(frozen, *job.numbered(f"frozen/{name}"))
         check_same_tokens(tokenizer, load_tokenizer(policy), name)
         check_same_sequences(seq2seq, is_seq2seq(load_config(policy)), name)
         found[name] = (policy, frozen)
@@ -258,12 +257,6 @@ def _summary(run: Run, training: Training) -> dict[str, Any]:
     last = run.lines[-1]
     kept = {name: value for name, value in last.items() if name not in ("seconds", "epoch", "lr")}
     return {**kept, "steps": run.plan.steps, "epochs": training.epochs, "train_seconds": last["seconds"]}
-
-
-def _artifacts(job: Job, prefix: str) -> list[Artifact]:
-    """The inputs ``<prefix>/0``, ``<prefix>/1``, … in order."""
-    keys = [key for key in job.inputs if key.rpartition("/")[0] == prefix]
-    return [job.inputs[key] for key in sorted(keys, key=lambda key: int(key.rpartition("/")[2]))]
 
 
 def train_texts(prompts: pa.Table) -> list[str]:
