@@ -13,11 +13,12 @@ from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.evaluate.bootstrap import Estimate, estimate
 from plad_ray.evaluate.frame import Frame
+from plad_ray.evaluate.holm import holm
 from plad_ray.evaluate.table import mean
 from plad_ray.evaluate.winrate import wins
+from plad_ray.report import lineage
 from plad_ray.report.runs import experiment
 from plad_ray.report.sentences import Sentence, how, percent
-from plad_ray.report.significance import holm
 
 Cell = Mapping[str, np.ndarray]
 Value = Callable[[Cell], np.ndarray]
@@ -173,13 +174,14 @@ def _written(value: Any) -> str:
 
 def _stages(first: Run, second: Run) -> list[tuple[str, str, str, str]]:
     """(stage, digest in the first, in the second, what differs) for every stage of either."""
-    manifests = [_manifests(run) for run in (first, second)]
+    sides = [lineage.manifests(run.inputs.values()).values() for run in (first, second)]
+    manifests = [{manifest["name"]: manifest for manifest in side} for side in sides]
     found = []
     for stage in dict.fromkeys((*manifests[0], *manifests[1])):
-        sides = [m.get(stage) for m in manifests]
-        digests = ["–" if side is None else side["digest"] for side in sides]
-        found.append((stage, *digests, _why(*sides)))
-    return found  # type: ignore[return-value]
+        made = [m.get(stage) for m in manifests]
+        digests = ["–" if manifest is None else manifest["digest"] for manifest in made]
+        found.append((stage, *digests, _why(*made)))
+    return found
 
 
 def _why(first: dict[str, Any] | None, second: dict[str, Any] | None) -> str:
@@ -191,23 +193,6 @@ def _why(first: dict[str, Any] | None, second: dict[str, Any] | None) -> str:
     if first["version"] != second["version"]:
         keys.append("version of the stage")
     return ", ".join(keys) or "its inputs"
-
-
-def _manifests(run: Run) -> dict[str, dict[str, Any]]:
-    """Manifests by stage name, inputs first."""
-    found: dict[str, dict[str, Any]] = {}
-
-    def visit(artifact: Artifact) -> None:
-        manifest = artifact.manifest
-        if manifest["name"] in found:
-            return
-        for name in manifest["inputs"].values():
-            visit(Artifact(artifact.store, name))
-        found[manifest["name"]] = manifest
-
-    for artifact in run.inputs.values():
-        visit(artifact)
-    return found
 
 
 def _said(first: Run, second: Run, rows: list[Row], scored: bool) -> list[Sentence]:

@@ -42,19 +42,24 @@ class Step:
 
 def lineage(artifacts: Iterable[Artifact]) -> list[Step]:
     """Every artifact behind ``artifacts``, inputs first, each once."""
-    manifests: dict[str, dict[str, Any]] = {}
+    return [_step(name, manifest) for name, manifest in manifests(artifacts).items()]
+
+
+def manifests(artifacts: Iterable[Artifact]) -> dict[str, dict[str, Any]]:
+    """By artifact name, the manifests of ``artifacts`` and of all behind them, inputs first."""
+    found: dict[str, dict[str, Any]] = {}
 
     def visit(artifact: Artifact) -> None:
-        if artifact.name in manifests:
+        if artifact.name in found:
             return
         manifest = artifact.manifest
         for _, parent in sorted(manifest["inputs"].items()):
             visit(Artifact(artifact.store, parent))
-        manifests[artifact.name] = manifest
+        found[artifact.name] = manifest
 
     for artifact in artifacts:
         visit(artifact)
-    return [_step(name, manifest) for name, manifest in manifests.items()]
+    return found
 
 
 def _step(name: str, manifest: Mapping[str, Any]) -> Step:

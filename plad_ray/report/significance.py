@@ -10,6 +10,7 @@ import numpy as np
 
 from plad_ray.evaluate.bootstrap import Estimate, estimate
 from plad_ray.evaluate.frame import Frame
+from plad_ray.evaluate.holm import holm
 from plad_ray.evaluate.winrate import wins
 
 
@@ -53,16 +54,6 @@ def compare(
         Comparison(*keys[i], rates[i] if scored else None, differences[i], p)  # type: ignore[arg-type]
         for i, p in zip(kept, corrected, strict=True)
     ]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979): each p times the tests left at its rank."""
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
 
 
 def _ordered(

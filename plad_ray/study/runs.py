@@ -16,12 +16,12 @@ from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
 from plad_ray.evaluate.bootstrap import estimate, resampled_means
 from plad_ray.evaluate.frame import Frame
+from plad_ray.evaluate.holm import holm
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.evaluate.winrate import wins
 from plad_ray.stages import Job
 from plad_ray.study.graph import EVALUATION
 from plad_ray.study.result import Interval
-from plad_ray.study.statistics import holm
 
 K = TypeVar("K", bound=Hashable)
 Values = list[np.ndarray]  # [N_s] for each run; NaN where missing

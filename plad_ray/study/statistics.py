@@ -1,4 +1,4 @@
-"""Corrections for many comparisons, and fits with their uncertainty."""
+"""Fits, for many resamples at once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import expit
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down p-values of a family (Holm 1979): the k-th smallest of m times m − k + 1, never falling."""
-    order = np.argsort(ps, kind="stable")
-    steps = np.asarray(ps, dtype=np.float64)[order] * np.arange(len(ps), 0, -1)
-    adjusted = np.empty(len(ps))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(ps) else steps
-    return [float(p) for p in adjusted]
 
 
 def log_fit(n: Sequence[float], y_SR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from plad_ray.config import Pairs, Runtime
 from plad_ray.evaluate.frame import Frame
+from plad_ray.evaluate.holm import holm
 from plad_ray.pairs import lists, rejection
 from plad_ray.report import graph, lineage, sentences, significance, svg, terminal
 from plad_ray.report import run as report_run
@@ -125,8 +126,8 @@ def test_significance_is_paired_ordered_and_corrected(made) -> None:
 
 def test_holm_by_hand() -> None:
     # sorted 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1, never falling
-    assert significance.holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
-    assert significance.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
 def step(stage: str, inputs: tuple[str, ...] = (), **more) -> lineage.Step:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plad_ray.evaluate.bootstrap import estimate
-from plad_ray.study.statistics import holm
+from plad_ray.evaluate.holm import holm
 
 
 def test_intervals_of_paired_differences_cover_the_truth():
