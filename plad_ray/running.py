@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,9 @@ from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.pipeline import Plan, plan
 from plad_ray.stages import Stage, check, closure, execute
+
+if TYPE_CHECKING:
+    from plad_ray.progress import Board
 
 
 def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None:
@@ -50,23 +54,49 @@ def make_console() -> Console:
 
 
 def run_stages(
-    exp: Experiment, targets: list[Stage], todo: list[Stage], store: Store, console: Console, verbose: bool
+    exp: Experiment,
+    targets: list[Stage],
+    todo: list[Stage],
+    store: Store,
+    console: Console,
+    verbose: bool,
+    title: str = "",
+    dashboard: bool = False,
 ) -> dict[str, Artifact]:
-    """Run ``todo``, what ``targets`` need and is not there, and return the targets' artifacts by stage name."""
+    """Run ``todo``, what ``targets`` need and is not there, and return the targets' artifacts by stage name.
+
+    With a ``title`` there is a line for the whole beside those of the stages; ``dashboard`` as ``cluster.connect`` has it.
+    """
     from plad_ray.progress import Board
 
     capacity = (float("inf"), float("inf"))
+    count = len(closure(targets))
     if any(stage.ray for stage in todo):  # a run that reuses everything starts no Ray
-        console.print(f"[dim]{len(todo)} of {len(closure(targets))} stages to run; starting Ray …[/dim]")
+        console.print(f"[dim]{len(todo)} of {count} stages to run; starting Ray …[/dim]")
         from plad_ray import cluster
 
         os.environ.setdefault("PYTHONPATH", str(Path.cwd()))  # workers import the user's own modules too
-        cluster.connect(exp.runtime)
+        cluster.connect(exp.runtime, dashboard)
         capacity = cluster.capacity()
         preflight.check_resources(exp, todo, capacity)
     with Board(console, verbose) as board:
         logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
-        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, board.ended, todo)
+        ended = _counting(board, title, count - len(todo), count) if title else board.ended
+        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, ended, todo)
+
+
+def _counting(board: Board, title: str, done: int, total: int) -> Callable[[str, bool], None]:
+    """Tell the board of each ended stage, and of how many have."""
+    whole = board.reporter(title)
+    whole(done, total, "stages")
+
+    def ended(stage: str, succeeded: bool) -> None:
+        nonlocal done
+        board.ended(stage, succeeded)
+        done += succeeded
+        whole(done, total, "stages")
+
+    return ended
 
 
 def _named(whole: Plan, name: str) -> Stage:

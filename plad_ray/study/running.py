@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,10 @@ from rich.markup import escape
 from plad_ray import preflight, preview
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment, StudySettings, load_study
-from plad_ray.running import make_console
-from plad_ray.stages import Stage, check, closure, execute
+from plad_ray.running import make_console, run_stages
+from plad_ray.stages import check
 from plad_ray.study import STUDIES, find
-from plad_ray.study.base import Plan, Study
+from plad_ray.study.base import Study
 from plad_ray.study.stage import read
 from plad_ray.study.terminal import render
 
@@ -58,7 +56,7 @@ def finish(
         todo = check(targets, store)
         preflight.check(plan.exp, todo)
         if todo:
-            _execute(f"study {study.name}", plan, targets, todo, store, console, verbose)
+            run_stages(plan.exp, targets, todo, store, console, verbose, f"study {study.name}", plan.dashboard)
         if plan.last is not None:
             return plan.last.artifact(store)
 
@@ -70,42 +68,6 @@ def preview_plan(study: Study[Any], exp: Experiment, settings: StudySettings, st
     console.print(preview.table(plan.exp, targets, store))
     if plan.last is None:
         console.print(f"then: {plan.then}")
-
-
-def _execute(
-    title: str, plan: Plan, targets: list[Stage], todo: list[Stage], store: Store, console: Console, verbose: bool
-) -> None:
-    """Run ``todo`` with a line for the whole beside those of the stages."""
-    from plad_ray.progress import Board
-
-    runtime = plan.exp.runtime
-    capacity = (float("inf"), float("inf"))
-    count = len(closure(targets))
-    if any(stage.ray for stage in todo):
-        console.print(f"[dim]{len(todo)} of {count} stages to run; starting Ray …[/dim]")
-        from plad_ray import cluster
-
-        os.environ.setdefault("PYTHONPATH", str(Path.cwd()))  # workers import the user's own modules too
-        cluster.connect(runtime, plan.dashboard)
-        capacity = cluster.capacity()
-        preflight.check_resources(plan.exp, todo, capacity)
-    with Board(console, verbose) as board:
-        ended = _counting(board, title, count - len(todo), count)
-        execute(targets, store, runtime, capacity, board.reporter, board.say, ended, todo)
-
-
-def _counting(board: Any, title: str, done: int, total: int) -> Callable[[str, bool], None]:
-    """Tell the board of each ended stage, and of how many have."""
-    whole = board.reporter(title)
-    whole(done, total, "stages")
-
-    def ended(stage: str, succeeded: bool) -> None:
-        nonlocal done
-        board.ended(stage, succeeded)
-        done += succeeded
-        whole(done, total, "stages")
-
-    return ended
 
 
 def publish(made: Artifact, store: Store, folder: str) -> list[str]:
