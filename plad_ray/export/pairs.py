@@ -39,10 +39,9 @@ def export(exp: Experiment, arm: str, to: str, out: Path) -> list[Path]:
 
 def finished_pairs(exp: Experiment, arm: str, whole: Plan, store: Store) -> Artifact:
     """The pair table of ``arm``. Raises PladError when it has none, or it is not made yet."""
-    if arm not in exp.arms():
-        raise PladError(f"--arm {arm}: no such training run; this experiment has {', '.join(exp.arms())}")
+    check_arm(exp, arm)
     stage = whole.report.inputs.get(f"pairs/{arm}")
-    if stage is None or stage.name.startswith("lists"):
+    if stage is None or not has_pairs(whole, arm):
         trains_on = "the references of the prompts" if stage is None else "lists of texts"
         raise PladError(f"arm {arm} trains on {trains_on}, so it has no pairs; give another --arm")
     artifact = stage.artifact(store)
@@ -51,3 +50,14 @@ def finished_pairs(exp: Experiment, arm: str, whole: Plan, store: Store) -> Arti
             f"the pairs of arm {arm} are not made yet ({artifact.path}); run `plad stage {stage.name}` first"
         )
     return artifact
+
+
+def check_arm(exp: Experiment, arm: str) -> None:
+    if arm not in exp.arms():
+        raise PladError(f"--arm {arm}: no such training run; this experiment has {', '.join(exp.arms())}")
+
+
+def has_pairs(whole: Plan, arm: str) -> bool:
+    """Whether ``arm`` trains on pairs, and not on references or lists."""
+    stage = whole.report.inputs.get(f"pairs/{arm}")
+    return stage is not None and not stage.name.startswith("lists")

@@ -18,7 +18,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.export import cards
-from plad_ray.export.pairs import finished_pairs
+from plad_ray.export.pairs import check_arm, finished_pairs, has_pairs
 from plad_ray.models.policy import NOTE
 from plad_ray.pipeline import plan
 
@@ -76,14 +76,12 @@ def push(exp: Experiment, arm: str, repo: str, private: bool, dry_run: bool) -> 
 def stage(exp: Experiment, arm: str, repo: str, folder: Path) -> list[Upload]:
     """The folders to upload, under ``folder``."""
     whole, store = plan(exp), Store(exp.runtime.store)
-    if arm not in exp.arms():
-        raise PladError(f"--arm {arm}: no such training run; this experiment has {', '.join(exp.arms())}")
+    check_arm(exp, arm)
     adapter = whole.report.inputs[f"train/{arm}"].artifact(store)
     if not adapter.finished:
         raise PladError(f"arm {arm} is not trained yet ({adapter.path}); run `plad run` first")
     evaluation = whole.stages["evaluate"].artifact(store)
-    table = whole.report.inputs.get(f"pairs/{arm}")
-    pairs = finished_pairs(exp, arm, whole, store) if table and not table.name.startswith("lists") else None
+    pairs = finished_pairs(exp, arm, whole, store) if has_pairs(whole, arm) else None
     pairs_repo = f"{repo}-pairs" if pairs else None
     card = cards.model_card(exp, repo, pairs_repo, arm, adapter, evaluation if evaluation.finished else None)
     uploads = [_model(adapter, folder / "model", card, repo, cards.base_is_local(exp), cards.named(exp.student.model))]
