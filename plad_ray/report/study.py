@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -16,11 +15,11 @@ from plad_ray.report.cost import by_stage
 from plad_ray.report.html import document
 from plad_ray.report.lineage import lineage
 from plad_ray.report.sentences import Sentence, percent
-
-if TYPE_CHECKING:
-    from plad_ray.study.result import Axis, Column, Figure, Interval, Series, StudyResult
+from plad_ray.study.result import Axis, Column, Figure, Interval, Series, StudyResult
+from plad_ray.study.shown import number
 
 SIZE = (540, 300)
+P = Column(key="p", label="p", unit="p")
 FACTOR = {"percent": 100, "points": 100}
 
 
@@ -60,25 +59,15 @@ def shown(cell: Interval | float | int | str | None, column: Column) -> Shown:
     if isinstance(cell, str):
         return Shown(cell)
     if isinstance(cell, int | float):
-        return Shown(_number(cell, column.unit, column.digits))
-    write = _writer(column.unit, column.digits)
+        return Shown(_number(cell, column))
     sign = 1 if cell.low > 0 else -1 if cell.high < 0 else 0
-    p = "" if cell.p is None else f"p {_writer('p', 3)(cell.p)}{' (corrected)' if cell.adjusted else ''}"
-    between = f"[{write(cell.low)}, {write(cell.high)}]"
-    return Shown(_number(cell.mean, column.unit, column.digits), between, p, sign if column.unit == "points" else 0)
+    p = "" if cell.p is None else f"p {_number(cell.p, P)}{' (corrected)' if cell.adjusted else ''}"
+    between = f"[{_number(cell.low, column, bare=True)}, {_number(cell.high, column, bare=True)}]"
+    return Shown(_number(cell.mean, column), between, p, sign if column.unit == "points" else 0)
 
 
-def _number(value: float, unit: str, digits: int) -> str:
-    return _writer(unit, digits)(value) + (" %" if unit == "percent" else "")
-
-
-def _writer(unit: str, digits: int) -> Callable[[float], str]:
-    if unit == "count":
-        return lambda value: f"{value:,.0f}"
-    if unit == "p":
-        return lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}"
-    sign = "+" if unit == "points" else ""
-    return lambda value: f"{FACTOR.get(unit, 1) * value:{sign}.{digits}f}"
+def _number(value: float, column: Column, bare: bool = False) -> str:
+    return number(value, column, bare).replace("<", "< ")
 
 
 def _is_text(table: Any, place: int) -> bool:

@@ -13,7 +13,7 @@ from plad_ray.stages import Job
 from plad_ray.study import compare, runs
 from plad_ray.study.arms import MAIN, vary
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.pieces import how, interval, told_apart
+from plad_ray.study.pieces import P_HOLM, TEMPERATURE, how, interval, told_apart
 from plad_ray.study.result import Cell, Column, Findings, Table
 from plad_ray.study.runs import Runs
 
@@ -57,9 +57,9 @@ def result(job: Job) -> Findings:
         columns=(
             Column(key="variant", label="variant", unit="text"),
             Column(key="changes", label="what changes", unit="text"),
-            Column(key="temperature", label="temperature"),
+            TEMPERATURE,
             Column(key="difference", label="difference", unit="points"),
-            Column(key="p", label="p (Holm)", unit="p"),
+            P_HOLM,
         ),
         rows=tuple(rows),
     )

@@ -19,11 +19,11 @@ from scipy.special import expit
 from scipy.stats import kendalltau
 
 from plad_ray import parts
-from plad_ray.artifacts import Artifact, Store
-from plad_ray.config import Experiment, StudySettings
+from plad_ray.artifacts import Store
+from plad_ray.config import Evaluate, Experiment, StudySettings
 from plad_ray.config.base import Count, Temperature
 from plad_ray.errors import PladError
-from plad_ray.evaluate.bootstrap import estimate, resampled_means
+from plad_ray.evaluate.bootstrap import resampled_means
 from plad_ray.evaluate.table import INITIAL
 from plad_ray.pipeline import before_distillation
 from plad_ray.stages import Job, Stage
@@ -32,6 +32,8 @@ from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, last_stage, needs_scorer, of_run
 from plad_ray.study.pieces import LABELS
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Series, Table
+from plad_ray.study.runs import evaluate_of, intervals
+from plad_ray.study.statistics import ends
 
 #: bins of confidence between a half and one
 BINS = 10
@@ -140,11 +142,13 @@ def ece(sums: np.ndarray) -> np.ndarray:
 
 def result(job: Job) -> Findings:
     facts = job.config["facts"]
-    evaluate = {"bootstrap": 2000, "confidence": 0.95} | job.config["experiment"].get("evaluate", {})
+    evaluate = evaluate_of(job)
     seeds = [key.removeprefix("scores/") for key in job.inputs if key.startswith("scores/")]
+    scores = [job.inputs[f"scores/{s}"].table(["rid", "prompt_id", "split", "score"]).to_pylist() for s in seeds]
+    logps = [likelihoods.per_token(job.inputs[f"likelihoods/{s}"]) for s in seeds]
     read = {
         (reader, split): [
-            texts_of(job.inputs[f"scores/{s}"], job.inputs[f"likelihoods/{s}"], reader, split) for s in seeds
+            texts_of(rows, known.get(reader, {}), split) for rows, known in zip(scores, logps, strict=True)
         ]
         for reader in facts["readers"]
         for split in ("dev", facts["split"])
@@ -153,20 +157,18 @@ def result(job: Job) -> Findings:
         Reading.of(reader, read[reader, "dev"], read[reader, facts["split"]], read[INITIAL, facts["split"]], evaluate)
         for reader in facts["readers"]
     ]
-    confidence = float(evaluate["confidence"])
     return Findings(
         summary=tuple(reading.sentence() for reading in readings),
-        tables=(table(readings, confidence),),
+        tables=(table(readings, evaluate.confidence),),
         figures=(figure(readings),),
-        confidence=confidence,
+        confidence=evaluate.confidence,
     )
 
 
-def texts_of(scores: Artifact, read: Artifact, reader: str, split: str) -> Texts:
-    """Scored texts of ``split`` with their log P/|y| under ``reader``, by prompt; prompts with one text are left out."""
-    logps = {r["rid"]: r["logp"] / r["tokens"] for r in read.rows() if r["reader"] == reader}
+def texts_of(scores: list[dict[str, Any]], logps: dict[str, float], split: str) -> Texts:
+    """Scored texts of ``split`` with their log P/|y| (``logps`` by rid), by prompt; prompts with one text are left out."""
     by_prompt: dict[str, list[tuple[float, float]]] = {}
-    for row in scores.rows(["rid", "prompt_id", "split", "score"]):
+    for row in scores:
         if row["split"] == split and row["rid"] in logps:
             by_prompt.setdefault(row["prompt_id"], []).append((row["score"], logps[row["rid"]]))
     several = [np.array(found) for found in by_prompt.values() if len(found) > 1]
@@ -188,9 +190,7 @@ class Reading:
     bins: np.ndarray  # [3, BINS] sums over all pairs of test, at ``temperature``
 
     @classmethod
-    def of(
-        cls, reader: str, dev: list[Texts], test: list[Texts], initial: list[Texts], evaluate: dict[str, Any]
-    ) -> Reading:
+    def of(cls, reader: str, dev: list[Texts], test: list[Texts], initial: list[Texts], evaluate: Evaluate) -> Reading:
         gaps, right = (np.concatenate(v) for v in zip(*(pair for t in dev for pair in t.pairs()), strict=True))
         if not len(gaps):
             raise PladError("study calibration: no dev prompt has two texts with different scores to fit T on")
@@ -199,14 +199,12 @@ class Reading:
         for ours, first in zip(test, initial, strict=True):
             rows = [ours.each(tau), ours.each(auroc)]
             strata.append(np.stack([*rows, rows[0] - first.each(tau), rows[1] - first.each(auroc)]))
-        found = estimate(strata, int(evaluate["bootstrap"]), 0, float(evaluate["confidence"]))
-        values = [None if e is None else Interval(mean=e.mean, low=e.low, high=e.high, p=e.p, n=e.n) for e in found]
+        values = intervals(strata, evaluate)
         changes = values[2:] if reader != INITIAL else [None, None]
         binned_test = [binned(t.pairs(), temperature) for t in test]
         sums = np.sum([b.sum(0) for b in binned_test], axis=0)
-        means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], int(evaluate["bootstrap"]), 0)
-        tail = 50 * (1 - float(evaluate["confidence"]))
-        low, high = np.percentile(ece(means.reshape(3, BINS, -1)), [tail, 100 - tail])
+        means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0)
+        low, high = ends(ece(means.reshape(3, BINS, -1)), evaluate.confidence)
         raw = float(ece(np.sum([binned(t.pairs(), 1.0).sum(0) for t in test], axis=0)))
         error = Interval(mean=float(ece(sums)), low=float(low), high=float(high))
         return cls(reader, values[0], values[1], changes[0], changes[1], error, raw, temperature, sums)

@@ -15,7 +15,7 @@ from plad_ray.study import runs, search
 from plad_ray.study.arms import MAIN, Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_scorer
-from plad_ray.study.pieces import LABELS, how, points
+from plad_ray.study.pieces import ARM, LABELS, P_HOLM, TEMPERATURE, how, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Runs
 
@@ -83,8 +83,8 @@ def table(found: Runs, arms: list[str]) -> Table:
         title="Methods",
         note=f"ROUGE: F1 × 100 against the references. {found.how}",
         columns=(
-            Column(key="arm", label="", unit="text"),
-            Column(key="temperature", label="temperature"),
+            ARM,
+            TEMPERATURE,
             Column(key="words", label="words"),
             Column(key="truncated", label="cut", unit="percent"),
             Column(key="rouge1", label="ROUGE-1"),
@@ -120,9 +120,9 @@ def differences(found: Runs, arms: list[str]) -> Table:
         note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {found.how}",
         columns=(
             Column(key="arm", label="against", unit="text"),
-            Column(key="temperature", label="temperature"),
+            TEMPERATURE,
             Column(key="difference", label="difference", unit="points"),
-            Column(key="p", label="p (Holm)", unit="p"),
+            P_HOLM,
         ),
         rows=tuple(rows),
     )
@@ -138,8 +138,8 @@ def by_seed(found: Runs, arms: list[str]) -> Table:
         key="seeds",
         title=f"By seed: {found.quality}",
         columns=(
-            Column(key="arm", label="", unit="text"),
-            Column(key="temperature", label="temperature"),
+            ARM,
+            TEMPERATURE,
             *(Column(key=f"seed-{seed}", label=f"seed {seed}", unit="percent") for seed in found.seeds),
             Column(key="all", label="all", unit="percent"),
         ),
@@ -158,7 +158,7 @@ def searched(chosen: dict[str, Any]) -> Table:
         title="What the search on dev chose",
         note="Win rate against the references on dev, mean over the seeds of the search and all temperatures.",
         columns=(
-            Column(key="arm", label="", unit="text"),
+            ARM,
             Column(key="trials", label="trials", unit="count"),
             *(Column(key=key, label=key, unit="text") for key in keys),
             Column(key="win_rate", label="dev win rate", unit="percent"),

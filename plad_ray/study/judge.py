@@ -17,7 +17,6 @@ from plad_ray.config import ApiRuntime, Evaluate, Experiment, StudySettings
 from plad_ray.config.base import Count, Temperature
 from plad_ray.config.judge import Judge
 from plad_ray.errors import PladError
-from plad_ray.evaluate.bootstrap import estimate
 from plad_ray.evaluate.frame import prompts_of, responses_of
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.evaluate.winrate import wins
@@ -29,9 +28,10 @@ from plad_ray.study import judging
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, last_stage, of_run
 from plad_ray.study.judging import Question, preference
-from plad_ray.study.pieces import LABELS, points
+from plad_ray.study.pieces import ARM, LABELS, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
-from plad_ray.study.statistics import even_length
+from plad_ray.study.runs import evaluate_of, intervals
+from plad_ray.study.statistics import ends, even_length
 
 REFERENCE = "reference"
 
@@ -113,13 +113,11 @@ def pairs_of(judgements: Artifact, evaluation: Artifact, temperature: float) -> 
     rows = judgements.table().to_pylist()
     ids = sorted({row["prompt_id"] for row in rows})
     scores = scores_of(evaluation, temperature)
-    found = {}
-    for ours, theirs in dict.fromkeys((row["ours"], row["theirs"]) for row in rows):
-        both: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            if (row["ours"], row["theirs"]) == (ours, theirs):
-                both.setdefault(row["prompt_id"], []).append(row)
-        nan = float("nan")
+    asked: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        asked.setdefault((row["ours"], row["theirs"]), {}).setdefault(row["prompt_id"], []).append(row)
+    found, nan = {}, float("nan")
+    for (ours, theirs), both in asked.items():
         found[ours, theirs] = Pair(
             np.array([np.mean([preference(row) for row in both[i]]) if i in both else nan for i in ids]),
             np.array([both[i][0]["longer"] if i in both else nan for i in ids]),
@@ -138,7 +136,7 @@ def scores_of(evaluation: Artifact, temperature: float) -> dict[tuple[str, str],
 
 def result(job: Job) -> Findings:
     facts = job.config["facts"]
-    evaluate = Evaluate.model_validate(job.config["experiment"].get("evaluate", {}))
+    evaluate = evaluate_of(job)
     seeds = [key.removeprefix("judgements/") for key in job.inputs if key.startswith("judgements/")]
     found = [
         pairs_of(job.inputs[f"judgements/{s}"], job.inputs[f"evaluation/{s}"], facts["temperature"]) for s in seeds
@@ -146,11 +144,11 @@ def result(job: Job) -> Findings:
     rows = [row for s in seeds for row in job.inputs[f"judgements/{s}"].rows(["verdict"])]
     names = list(found[0])
     strata = [np.stack([pairs[name].preferred for name in names]) for pairs in found]
-    estimates = dict(zip(names, _intervals(strata, evaluate, 0.5), strict=True))
+    estimates = dict(zip(names, intervals(strata, evaluate, 0.5), strict=True))
     even = {name: length_controlled([pairs[name] for pairs in found], evaluate) for name in names}
     agreement = {name: agrees([pairs[name] for pairs in found]) for name in names}
     verdicts = Counter(row["verdict"] for row in rows)
-    [bias] = _intervals(
+    [bias] = intervals(
         [np.array([[r["verdict"] == "A" for r in rows if r["verdict"] in ("A", "B")]], float)], evaluate, 0.5
     )
     table = Table(
@@ -160,7 +158,7 @@ def result(job: Job) -> Findings:
         "logistic regression on the difference in words expects at equal length. Agreement with the scorer: where both "
         f"prefer one text. Intervals: {evaluate.confidence:.0%}, paired bootstrap over prompts within each run.",
         columns=(
-            Column(key="arm", label="", unit="text"),
+            ARM,
             Column(key="against", label="against", unit="text"),
             Column(key="win", label="win rate", unit="percent"),
             Column(key="even", label="length-controlled", unit="percent"),
@@ -179,11 +177,6 @@ def result(job: Job) -> Findings:
     )
 
 
-def _intervals(strata: list[np.ndarray], evaluate: Evaluate, null: float) -> list[Interval | None]:
-    found = estimate(strata, evaluate.bootstrap, 0, evaluate.confidence, null)
-    return [None if e is None else Interval(mean=e.mean, low=e.low, high=e.high, p=e.p, n=e.n) for e in found]
-
-
 def length_controlled(seeds: list[Pair], evaluate: Evaluate) -> Interval | None:
     """The win rate expected at equal length; None where length never differs."""
     preferred = np.concatenate([pair.preferred for pair in seeds])
@@ -193,8 +186,7 @@ def length_controlled(seeds: list[Pair], evaluate: Evaluate) -> Interval | None:
         return None
     y, x = preferred[known], longer[known]
     weights = np.random.default_rng(0).multinomial(len(y), np.full(len(y), 1 / len(y)), size=evaluate.bootstrap)
-    tail = 50 * (1 - evaluate.confidence)
-    low, high = np.percentile(even_length(x, y, weights.astype(float)), [tail, 100 - tail])
+    low, high = ends(even_length(x, y, weights.astype(float)), evaluate.confidence)
     return Interval(mean=float(even_length(x, y, np.ones((1, len(y))))[0]), low=float(low), high=float(high), n=len(y))
 
 

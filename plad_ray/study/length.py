@@ -13,7 +13,7 @@ from plad_ray.stages import Job
 from plad_ray.study import runs
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import evaluated, needs_scorer
-from plad_ray.study.pieces import how, points
+from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, how, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Table
 from plad_ray.study.runs import Runs, Values
 
@@ -52,12 +52,12 @@ def result(job: Job) -> Findings:
         note=f"Length: words of the arm's own text. Intervals of fewer than {settings.minimum} prompts are left out; p "
         f"Holm-corrected over the {len(rows)} rows. {found.how}",
         columns=(
-            Column(key="arm", label="", unit="text"),
-            Column(key="temperature", label="temperature"),
+            ARM,
+            TEMPERATURE,
             Column(key="interval", label="words", unit="text"),
             Column(key="prompts", label="prompts", unit="count"),
             Column(key="gain", label="gain", unit="points"),
-            Column(key="p", label="p (Holm)", unit="p"),
+            P_HOLM,
         ),
         rows=tuple(rows),
     )

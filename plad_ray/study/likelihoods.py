@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate, Experiment, Model
 from plad_ray.errors import PladError
 from plad_ray.evaluate.frame import prompts_of
@@ -55,6 +56,14 @@ def run(job: Job) -> Outcome:
     job.out.write_rows(found)
     left = total - found.num_rows
     return Outcome(total, found.num_rows, {"empty": left} if left else {})
+
+
+def per_token(likelihoods: Artifact) -> dict[str, dict[str, float]]:
+    """log P(y|x)/|y| of each text, by reader and rid."""
+    found: dict[str, dict[str, float]] = {}
+    for row in likelihoods.rows():
+        found.setdefault(row["reader"], {})[row["rid"]] = row["logp"] / row["tokens"]
+    return found
 
 
 def _texts(job: Job) -> list[dict[str, Any]]:

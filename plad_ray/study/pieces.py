@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from plad_ray.evaluate.table import INITIAL, TEACHER
-from plad_ray.study.result import Interval, Kind, Series
+from plad_ray.study.result import Column, Interval, Kind, Series
 
 LABELS = {TEACHER: "teacher", INITIAL: "initial student"}
+ARM = Column(key="arm", label="", unit="text")
+TEMPERATURE = Column(key="temperature", label="temperature")
+P_HOLM = Column(key="p", label="p (Holm)", unit="p")
 
 
 def how(temperature: float) -> str:

@@ -16,7 +16,7 @@ from plad_ray.study import runs
 from plad_ray.study.arms import MAIN, Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import evaluated, needs_scorer
-from plad_ray.study.pieces import how, interval, points, told_apart
+from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, how, interval, points, told_apart
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Table
 from plad_ray.study.runs import Runs
 
@@ -68,13 +68,13 @@ def result(job: Job) -> Findings:
         title=f"Pairs ordered by the reward: {found.quality}",
         note=f"Gain: over the same arm with no pair reordered; p Holm-corrected over {len(gains)} gains. {found.how}",
         columns=(
-            Column(key="arm", label="", unit="text"),
-            Column(key="temperature", label="temperature"),
+            ARM,
+            TEMPERATURE,
             Column(key="share", label="by reward", unit="percent", digits=0),
             Column(key="swapped", label="pairs swapped", unit="percent"),
             Column(key="quality", label="win rate", unit="percent"),
             Column(key="gain", label="gain", unit="points"),
-            Column(key="p", label="p (Holm)", unit="p"),
+            P_HOLM,
         ),
         rows=tuple(rows),
     )

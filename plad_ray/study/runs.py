@@ -22,6 +22,7 @@ from plad_ray.evaluate.winrate import wins
 from plad_ray.stages import Job
 from plad_ray.study.graph import EVALUATION
 from plad_ray.study.result import Interval
+from plad_ray.study.statistics import ends
 
 K = TypeVar("K", bound=Hashable)
 Values = list[np.ndarray]  # [N_s] for each run; NaN where missing
@@ -40,7 +41,7 @@ class Runs:
     def of(cls, job: Job) -> Runs:
         found = evaluations(job)
         frames = tuple(Frame.from_rows(artifact.table()) for artifact in found.values())
-        evaluate = Evaluate.model_validate(job.config["experiment"].get("evaluate", {}))
+        evaluate = evaluate_of(job)
         scored = any(not np.isnan(cell["reference_score"]).all() for f in frames for cell in f.cells.values())
         return cls(tuple(found), frames, evaluate, "reference" if scored else "initial student")
 
@@ -87,11 +88,7 @@ class Runs:
         """Mean and interval of each, on the same resamples; p against ``null``."""
         if not wanted:
             return {}
-        found = estimate(self._strata(wanted), self.evaluate.bootstrap, 0, self.evaluate.confidence, null)
-        return {
-            key: None if e is None else Interval(mean=e.mean, low=e.low, high=e.high, p=e.p, n=e.n)
-            for key, e in zip(wanted, found, strict=True)
-        }
+        return dict(zip(wanted, intervals(self._strata(wanted), self.evaluate, null), strict=True))
 
     def resampled(self, wanted: Mapping[K, Values]) -> dict[K, np.ndarray]:
         """The means [R] of each over the resamples."""
@@ -100,8 +97,7 @@ class Runs:
 
     def interval(self, mean: float, resampled: np.ndarray) -> Interval:
         """Percentile interval of a statistic from its value on each resample."""
-        tail = 50 * (1 - self.evaluate.confidence)
-        low, high = np.percentile(resampled, [tail, 100 - tail])
+        low, high = ends(resampled, self.evaluate.confidence)
         return Interval(mean=mean, low=float(low), high=float(high))
 
     def teacher_student(self) -> dict[float, Interval | None]:
@@ -111,6 +107,17 @@ class Runs:
 
     def _strata(self, wanted: Mapping[Any, Values]) -> list[np.ndarray]:
         return [np.stack([values[i] for values in wanted.values()]) for i in range(len(self.frames))]
+
+
+def evaluate_of(job: Job) -> Evaluate:
+    """How the study's experiment is evaluated."""
+    return Evaluate.model_validate(job.config["experiment"].get("evaluate", {}))
+
+
+def intervals(strata: list[np.ndarray], evaluate: Evaluate, null: float = 0.0) -> list[Interval | None]:
+    """Mean and interval of each of M quantities; ``strata``: [M, N_s] a run, all resampled alike; p against ``null``."""
+    found = estimate(strata, evaluate.bootstrap, 0, evaluate.confidence, null)
+    return [None if e is None else Interval(mean=e.mean, low=e.low, high=e.high, p=e.p, n=e.n) for e in found]
 
 
 def evaluations(job: Job) -> dict[int, Artifact]:

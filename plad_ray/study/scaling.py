@@ -14,10 +14,10 @@ from plad_ray.stages import Job
 from plad_ray.study.arms import Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_scorer
-from plad_ray.study.pieces import how, points
+from plad_ray.study.pieces import ARM, TEMPERATURE, how, interval, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs
-from plad_ray.study.statistics import log_fit, more_for
+from plad_ray.study.statistics import ends, log_fit, more_for
 
 GAIN = 0.01  # a point of win rate
 CURVE_POINTS = 30
@@ -134,8 +134,7 @@ class Fit:
         """Rows beyond all of them for one point more; as text where its interval has no upper end."""
         most = max(self.n)
         value = float(more_for(GAIN, most, np.array([self.b]))[0])
-        tail = 50 * (1 - self.found.evaluate.confidence)
-        low, high = np.percentile(more_for(GAIN, most, self.b_R), [tail, 100 - tail], method="nearest")
+        low, high = ends(more_for(GAIN, most, self.b_R), self.found.evaluate.confidence, method="nearest")
         if np.isfinite(high):
             return Interval(mean=value, low=float(low), high=float(high))
         if not np.isfinite(value):
@@ -143,18 +142,17 @@ class Fit:
         return f"{value:,.0f} [{low:,.0f}, no end]"
 
     def sentence(self) -> str:
-        d, more = self.doubling, self.more
+        more = self.more
         about = more if isinstance(more, str) else f"{more.mean:,.0f} [{more.low:,.0f}, {more.high:,.0f}]"
         return (
-            f"{how(self.temperature)}, {self.arm}: twice the data adds {100 * d.mean:+.1f} "
-            f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}] points; prompts beyond the {max(self.n):,.0f} for +1 point: {about}."
+            f"{how(self.temperature)}, {self.arm}: twice the data adds {interval(self.doubling)} "
+            f"points; prompts beyond the {max(self.n):,.0f} for +1 point: {about}."
         )
 
     def band(self) -> Series:
         x = np.geomspace(min(self.n), max(self.n), CURVE_POINTS)
         y_XR = self.a_R[None] + self.b_R[None] * np.log(x)[:, None]
-        tail = 50 * (1 - self.found.evaluate.confidence)
-        low, high = np.percentile(y_XR, [tail, 100 - tail], axis=1)
+        low, high = ends(y_XR, self.found.evaluate.confidence, axis=1)
         y = self.a + self.b * np.log(x)
         series = {"x": x, "y": y, "low": low, "high": high}
         return Series(
@@ -178,8 +176,8 @@ def by_share(measured: Measured) -> Table:
         title=f"Shares of the data: {found.quality}",
         note=f"A smaller share is the beginning of a larger one. {found.how}",
         columns=(
-            Column(key="arm", label="", unit="text"),
-            Column(key="temperature", label="temperature"),
+            ARM,
+            TEMPERATURE,
             Column(key="share", label="share", unit="percent", digits=0),
             Column(key="rows", label="rows trained on", unit="count"),
             Column(key="quality", label="win rate", unit="percent"),
@@ -196,8 +194,8 @@ def fitted(found: Runs, fits: list[Fit]) -> Table:
         note="Win rate = a + b·ln(rows), least squares over the shares, refitted on each resample of the prompts. "
         f"{found.how}",
         columns=(
-            Column(key="arm", label="", unit="text"),
-            Column(key="temperature", label="temperature"),
+            ARM,
+            TEMPERATURE,
             Column(key="doubling", label="twice the data", unit="points"),
             Column(key="more", label="more prompts for +1 point", unit="count"),
         ),

@@ -3,7 +3,6 @@ trained, all of them answer in one generation, and the same number is tried for 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -67,5 +66,5 @@ def run(job: Job) -> Outcome:
 
 def choice(artifact: Artifact) -> dict[str, Any]:
     """What a finished search chose, by arm."""
-    found: dict[str, Any] = json.loads(artifact.store.read_bytes(artifact.file("files/choice.json")))
+    found: dict[str, Any] = artifact.store.read_json(artifact.file("files/choice.json"))
     return found

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
+
+
+def ends(values: np.ndarray, confidence: float, **how: Any) -> tuple[Any, Any]:
+    """Both ends of the percentile interval of resampled ``values``; ``how``: numpy's ``axis`` and ``method``."""
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(values, [tail, 100 - tail], **how)
+    return low, high
 
 
 def log_fit(n: Sequence[float], y_SR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

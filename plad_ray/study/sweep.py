@@ -6,7 +6,6 @@ dev prompts in one generation, and the best is written as an experiment.
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from itertools import product
 from typing import Any
@@ -106,7 +105,7 @@ def best_yaml(exp: Experiment, changes: dict[str, Any]) -> str:
 
 
 def results_of(artifact: Artifact) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(artifact.store.read_bytes(artifact.file("files/trials.json")))
+    found: dict[str, Any] = artifact.store.read_json(artifact.file("files/trials.json"))
     return found
 
 

@@ -20,7 +20,7 @@ from plad_ray.stages import Job, Stage
 from plad_ray.study import likelihoods
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import EVALUATION, Seeds, last_stage, needs_scorer, of_run
-from plad_ray.study.pieces import LABELS, how
+from plad_ray.study.pieces import ARM, LABELS, TEMPERATURE, how
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs, Values
 
@@ -106,7 +106,8 @@ class Student:
 def result(job: Job) -> Findings:
     found, facts = Runs.of(job), job.config["facts"]["students"]
     every = {INITIAL: {"arm": "", "kind": "start", "base_weight": 1.0}, **facts}
-    nlls = found.estimates({name: nll_of(job, found, name) for name in every})
+    read = [likelihoods.per_token(job.inputs[f"likelihoods/{seed}"]) for seed in found.seeds]
+    nlls = found.estimates({name: nll_of(read, found, name) for name in every})
     fronts = {t: students_at(found, every, nlls, t) for t in found.evaluate.temperatures}
     if not all(fronts.values()):
         raise PladError(
@@ -120,14 +121,14 @@ def result(job: Job) -> Findings:
     )
 
 
-def nll_of(job: Job, found: Runs, reader: str) -> Values:
-    """Nats a token of each prompt's reference under ``reader``, aligned with the evaluation's prompts."""
-    values = []
-    for seed, frame in zip(found.seeds, found.frames, strict=True):
-        rows = job.inputs[f"likelihoods/{seed}"].rows()
-        known = {row["rid"]: -row["logp"] / row["tokens"] for row in rows if row["reader"] == reader}
-        values.append(np.array([known.get(prompt, np.nan) for prompt in frame.prompt_ids]))
-    return values
+def nll_of(read: list[dict[str, dict[str, float]]], found: Runs, reader: str) -> Values:
+    """Nats a token of each prompt's reference under ``reader``, aligned with the evaluation's prompts; ``read``: of each
+    seed, what ``likelihoods.per_token`` gives."""
+    known = [by_reader.get(reader, {}) for by_reader in read]
+    return [
+        np.array([-of_seed.get(prompt, np.nan) for prompt in frame.prompt_ids])
+        for of_seed, frame in zip(known, found.frames, strict=True)
+    ]
 
 
 def students_at(
@@ -168,10 +169,10 @@ def table(found: Runs, fronts: dict[float, list[Student]]) -> Table:
         note="NLL: nats a token of the references, which no arm was distilled on. Front: no other student is at least as "
         f"good in win rate and NLL and better in one, by the means. {found.how}",
         columns=(
-            Column(key="arm", label="", unit="text"),
+            ARM,
             Column(key="kind", label="averaged", unit="text"),
             Column(key="base_weight", label="weight of the start", unit="percent", digits=0),
-            Column(key="temperature", label="temperature"),
+            TEMPERATURE,
             Column(key="quality", label="win rate", unit="percent"),
             Column(key="nll", label="NLL", digits=3),
             Column(key="rougeL", label="ROUGE-L"),
