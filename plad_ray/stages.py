@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
@@ -32,6 +33,7 @@ class Outcome:
     rows_out: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)  # JSON values: tokens, losses, rates
+    seconds: float | None = None  # its own time, where it was one of several that ran in turn
 
 
 def no_progress(done: float, total: float, unit: str, **notes: float | str) -> None:
@@ -59,7 +61,8 @@ class Job:
 class Stage:
     """``config`` (JSON literals) is what the function gets; ``identity`` is the part of it that changes the result, with
     content hashes in place of paths (default: all of it). ``cpus``/``gpus`` tell the scheduler what a run keeps busy;
-    ``ray`` False: the function runs in this process alone.
+    ``ray`` False: the function runs in this process alone. ``run_in_turn``: does several such stages for one start-up, up to
+    ``in_turn`` of them, and gives each one's outcome or error.
     """
 
     name: str
@@ -71,6 +74,8 @@ class Stage:
     cpus: float = field(default=0, compare=False)
     gpus: float = field(default=0, compare=False)
     ray: bool = field(default=True, compare=False)
+    run_in_turn: Callable[[list[Job]], list[Outcome | PladError]] | None = field(default=None, compare=False)
+    in_turn: int = field(default=1, compare=False)
     of: str = field(default="", compare=False)  # which run of several, e.g. "seed 3": told apart where it is shown
 
     @property
@@ -147,23 +152,23 @@ def execute(
     """
     todo = check(targets, store) if todo is None else todo
     waiting = list(todo)
-    running: dict[Future[None], Stage] = {}
+    running: dict[Future[None], list[Stage]] = {}
     done: set[str] = set()
     failure: BaseException | None = None
     pool = ThreadPoolExecutor(runtime.parallel_stages)
     try:
         while running or (waiting and failure is None):
-            for stage in _admissible(waiting, running, done, {s.artifact_name for s in todo}, capacity, runtime):
+            for group in _admissible(waiting, running, done, {s.artifact_name for s in todo}, capacity, runtime):
                 if failure is None:
-                    waiting.remove(stage)
-                    job = job_of(stage, store, runtime, reporter(stage.title))
-                    running[pool.submit(run_stage, stage, job, say)] = stage
+                    waiting = [stage for stage in waiting if stage not in group]
+                    jobs = [job_of(stage, store, runtime, reporter(stage.title)) for stage in group]
+                    running[pool.submit(run_stages, group, jobs, say)] = group
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                stage = running.pop(future)
-                done.add(stage.artifact_name)
                 failure = failure or future.exception()
-                ended(stage.title, future.exception() is None)
+                for stage in running.pop(future):
+                    done.add(stage.artifact_name)
+                    ended(stage.title, future.exception() is None or stage.artifact(store).finished)
     finally:  # nothing runs any more, unless this is an interrupt: then nobody waits for it
         pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
@@ -173,25 +178,38 @@ def execute(
 
 def _admissible(
     waiting: list[Stage],
-    running: dict[Future[None], Stage],
+    running: dict[Future[None], list[Stage]],
     done: set[str],
     todo: set[str],
     capacity: tuple[float, float],
     runtime: Runtime,
-) -> list[Stage]:
-    """Those whose inputs are there and that fit beside what runs; one always may run alone, however large."""
-    admitted: list[Stage] = []
+) -> list[list[Stage]]:
+    """Those whose inputs are there and that fit beside what runs; one always may run alone, however large. Of the others
+    that are ready, those that can run in turn with an admitted one join it."""
+    admitted: list[list[Stage]] = []
+    left: list[Stage] = []
     for stage in waiting:
-        busy = [*running.values(), *admitted]
-        ready = all(p.artifact_name not in todo or p.artifact_name in done for p in stage.inputs.values())
+        if any(p.artifact_name in todo and p.artifact_name not in done for p in stage.inputs.values()):
+            continue
+        busy = [group[0] for group in (*running.values(), *admitted)]
         fits = (
             sum(s.cpus for s in busy) + stage.cpus <= capacity[0]
             and sum(s.gpus for s in busy) + stage.gpus <= capacity[1]
             and len(busy) < runtime.parallel_stages
         )
-        if ready and (fits or not busy):
-            admitted.append(stage)
+        if fits or not busy:
+            admitted.append([stage])
+        else:
+            left.append(stage)
+    for stage in left:
+        open_groups = [g for g in admitted if _run_alike(g[0], stage) and len(g) < stage.in_turn]
+        if open_groups:
+            min(open_groups, key=len).append(stage)
     return admitted
+
+
+def _run_alike(one: Stage, other: Stage) -> bool:
+    return one.run_in_turn is not None and one.run_in_turn == other.run_in_turn
 
 
 def job_of(stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None] = no_progress) -> Job:
@@ -202,19 +220,46 @@ def job_of(stage: Stage, store: Store, runtime: Runtime, progress: Callable[...,
 
 def run_stage(stage: Stage, job: Job, say: Callable[[str], None] = print) -> None:
     """Run one stage under its lease and publish its manifest, unless somebody finished it meanwhile."""
-    with Lease(job.out, say) as lease:
-        if job.out.finished:
-            return
+    run_stages([stage], [job], say)
+
+
+def run_stages(stages: list[Stage], jobs: list[Job], say: Callable[[str], None] = print) -> None:
+    """Run one stage, or several in turn, under their leases, and publish the manifests of those that succeed, unless
+    somebody finished them meanwhile. Raises the first error after that."""
+    wanted = sorted(
+        zip(stages, jobs, strict=True), key=lambda pair: pair[1].out.name
+    )  # so two drivers never wait in a ring
+    with ExitStack() as held:
+        leases = {job.out.name: held.enter_context(Lease(job.out, say)) for _, job in wanted}
+        todo = [(stage, job) for stage, job in zip(stages, jobs, strict=True) if not job.out.finished]
         started = time.time()
-        outcome = stage.run(job)
-        if outcome.rows_in != outcome.rows_out + sum(outcome.dropped.values()):
-            raise PladError(
-                f"{stage.name}: rows are not conserved: {outcome.rows_in} in, {outcome.rows_out} out, "
-                f"dropped {outcome.dropped or 'none'}"
-            )
-        lease.check()
-        job.out.finish(_manifest(stage, job, outcome, started))
-        job.out.store.delete(job.out.file("work"))
+        errors = []
+        for (stage, job), outcome in zip(todo, _outcomes(todo), strict=True):
+            if isinstance(outcome, PladError):
+                errors.append(outcome)
+            else:
+                _publish(stage, job, outcome, leases[job.out.name], started)
+    if errors:
+        raise errors[0]
+
+
+def _outcomes(todo: list[tuple[Stage, Job]]) -> list[Outcome] | list[Outcome | PladError]:
+    if len(todo) > 1:
+        in_turn = todo[0][0].run_in_turn
+        assert in_turn is not None, "only stages that run in turn are grouped"
+        return in_turn([job for _, job in todo])
+    return [stage.run(job) for stage, job in todo]
+
+
+def _publish(stage: Stage, job: Job, outcome: Outcome, lease: Lease, started: float) -> None:
+    if outcome.rows_in != outcome.rows_out + sum(outcome.dropped.values()):
+        raise PladError(
+            f"{stage.name}: rows are not conserved: {outcome.rows_in} in, {outcome.rows_out} out, "
+            f"dropped {outcome.dropped or 'none'}"
+        )
+    lease.check()
+    job.out.finish(_manifest(stage, job, outcome, started))
+    job.out.store.delete(job.out.file("work"))
 
 
 def _manifest(stage: Stage, job: Job, outcome: Outcome, started: float) -> dict[str, Any]:
@@ -231,7 +276,7 @@ def _manifest(stage: Stage, job: Job, outcome: Outcome, started: float) -> dict[
         "libraries": versions(),
         "git_commit": git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
+        "seconds": round(time.time() - started if outcome.seconds is None else outcome.seconds, 3),
     }
 
 

@@ -164,6 +164,30 @@ def test_capacity_limits_what_runs_together(store, cpus, capacity, most):
     assert peak[0] == most
 
 
+@pytest.mark.parametrize(("in_turn", "groups"), [(1, []), (2, ["ab"]), (8, ["abcd"])])
+def test_what_fits_no_longer_runs_in_turn_with_what_does(store, in_turn, groups):
+    """Room for one: the others join it, as many as it may take; the rest wait for the next."""
+    alone = Counted()
+    together: list[str] = []
+
+    def turns(jobs: list[Job]) -> list[Outcome | PladError]:
+        together.append("".join(job.stage for job in jobs))
+        return [PladError("b is bad") if job.stage == "b" else Outcome(2, 2, seconds=1.5) for job in jobs]
+
+    stages = {n: Stage(n, alone, cpus=1, run_in_turn=turns, in_turn=in_turn) for n in "abcd"}
+    last = Stage("last", alone, {}, stages)
+    if in_turn == 1:
+        go(last, store, capacity=(1, 0))
+        assert alone.runs == [*"abcd", "last"] and together == groups
+        return
+    ended: list[tuple[str, bool]] = []
+    with pytest.raises(PladError, match="b is bad"):
+        go(last, store, capacity=(1, 0), ended=lambda stage, well: ended.append((stage, well)))
+    assert together == groups and alone.runs == []
+    assert ended == [(n, n != "b") for n in groups[0]], "what succeeded is kept"
+    assert stages["a"].artifact(store).manifest["seconds"] == 1.5
+
+
 def test_a_failure_lets_the_running_end_and_starts_nothing_more(store):
     started, ended = [], []
 

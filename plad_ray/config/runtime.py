@@ -63,6 +63,11 @@ class TrainRuntime(Section):
     gradient_checkpointing: bool = False
     checkpoint_every: Count = Field(100, description="optimizer steps between checkpoints")
     max_failures: Annotated[int, Field(ge=0)] = 3
+    in_turn: Count = Field(
+        1,
+        description="trainings that one start of the workers does one after another, where more are ready than fit side by "
+        "side; worth it where a training is not much longer than the start (about half a minute)",
+    )
 
 
 class Runtime(Section):

@@ -11,7 +11,7 @@ from plad_ray.parts import data
 from plad_ray.parts.common import Made, lazy, model_identity, present, source_hash
 from plad_ray.parts.evaluation import select
 from plad_ray.parts.generation import generate_arms, generate_round, score
-from plad_ray.stages import Stage
+from plad_ray.stages import Job, Outcome, Stage
 
 #: the builder of each kind of table that is not there already
 BUILDERS = {"pairs": "plad_ray.pairs.build", "lists": "plad_ray.pairs.lists", "rejection": "plad_ray.pairs.rejection"}
@@ -163,4 +163,12 @@ def _train(
         version=2,
         cpus=train.workers * train.cpus_per_worker,
         gpus=train.workers * train.gpus_per_worker,
+        run_in_turn=_in_turn,
+        in_turn=train.in_turn,
     )
+
+
+def _in_turn(jobs: list[Job]) -> list[Outcome | PladError]:
+    from plad_ray.train.run import run_in_turn
+
+    return run_in_turn(jobs)

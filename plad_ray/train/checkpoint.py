@@ -52,7 +52,13 @@ def save(engine: Any, folder: Path, meta: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> Snapshot:
-    return Snapshot(load_file(folder / TENSORS), json.loads((folder / META).read_text()))
+    return Snapshot(load_file(folder / TENSORS), meta(folder))
+
+
+def meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint tells of itself: its training's artifact (``of``), step, metric lines."""
+    found: dict[str, Any] = json.loads((folder / META).read_text())
+    return found
 
 
 def restore_weights(module: nn.Module, snapshot: Snapshot) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,38 +13,40 @@ import ray
 import torch
 from ray.train import TrainingFailedError
 
-from plad_ray.errors import PladError
 from plad_ray.stages import Job
+from plad_ray.train import checkpoint
+
+#: What a training that was one of several has given, in its artifact's ``work/``: a new start does not do it again.
+RESULT = "work/result.json"
 
 
-def launch(job: Job, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Run ``worker.work`` on ``runtime.train.workers`` workers and return rank 0's result.
+def launch(jobs: list[Job], callbacks: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Run ``worker.work`` on ``runtime.train.workers`` workers, job after job, and return what rank 0 has of each.
 
-    The run's name is the artifact's, its storage the artifact's ``work/`` folder: the same stage started again finds
-    its last checkpoint there by itself. Raises PladError naming the stage and the cause.
+    The run's name is the first artifact's, its storage that artifact's ``work/`` folder: the same stages started again
+    find their last checkpoint there by themselves. Where the workers fail for good, what was finished before is returned,
+    and the cause as ``error`` for the others.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # nodes may have to come up first
     try:
-        result = _fit(job, callbacks)
+        return _fit(jobs, callbacks)
     except (TrainingFailedError, ray.exceptions.RayError) as error:
-        workers = job.runtime.train.workers
-        raise PladError(f"{job.stage}: training failed on {workers} workers: {_cause(error)}") from error
-    if "error" in result:
-        raise PladError(f"{job.stage}: {result['error']}")
-    return result
+        failed = {"error": f"training failed on {jobs[0].runtime.train.workers} workers: {_cause(error)}"}
+        return [_kept(job) or failed for job in jobs]
 
 
-def _fit(job: Job, callbacks: Sequence[Any]) -> dict[str, Any]:
+def _fit(jobs: list[Job], callbacks: Sequence[Any]) -> list[dict[str, Any]]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    runtime = job.runtime.train
+    first = jobs[0]
+    runtime = first.runtime.train
     resources = {"CPU": float(runtime.cpus_per_worker)}
     if runtime.gpus_per_worker:
         resources["GPU"] = float(runtime.gpus_per_worker)
     trainer = TorchTrainer(
         _worker,  # type: ignore[arg-type]
-        train_loop_config={"job": job},
+        train_loop_config={"jobs": jobs},
         torch_config=TorchConfig(backend="nccl" if runtime.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=runtime.workers,
@@ -51,44 +55,78 @@ def _fit(job: Job, callbacks: Sequence[Any]) -> dict[str, Any]:
             accelerator_type=runtime.accelerator_type,
         ),
         run_config=RunConfig(
-            name=job.out.name,
-            storage_path=job.out.store.path(job.out.file("work/train")),
-            storage_filesystem=job.out.store.fs,
-            failure_config=FailureConfig(max_failures=runtime.max_failures),
+            name=first.out.name,
+            storage_path=first.out.store.path(first.out.file("work/train")),
+            storage_filesystem=first.out.store.fs,
+            failure_config=FailureConfig(max_failures=runtime.max_failures * len(jobs)),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
         ),
     )
     result: Any = trainer.fit()
-    return result.return_value
+    results: list[dict[str, Any]] = result.return_value
+    return results
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
+def _worker(config: dict[str, Any]) -> list[dict[str, Any]]:
+    from ray import train
+
+    from plad_ray.train.allocator import keep_large_buffers_apart
+
+    jobs: list[Job] = config["jobs"]
+    keep_large_buffers_apart()
+    torch.set_num_threads(max(1, int(jobs[0].runtime.train.cpus_per_worker)))
+    last = train.get_checkpoint()
+    if last is None:
+        return _in_turn(jobs, None)
+    with last.as_directory() as folder:
+        return _in_turn(jobs, Path(folder))
+
+
+def _in_turn(jobs: list[Job], resume: Path | None) -> list[dict[str, Any]]:
+    """Each job's result; with several, what is finished is kept for another start, and the memory of each given back."""
+    if len(jobs) == 1:
+        return [_one(jobs[0], resume)]
+    interrupted = checkpoint.meta(resume)["of"] if resume is not None else None
+    results = []
+    for job in jobs:
+        result = _kept(job)
+        if result is None:
+            began = time.monotonic()
+            result = _one(job, resume if job.out.name == interrupted else None)
+            result["seconds"] = time.monotonic() - began
+            _keep(job, result)
+            gc.collect()
+        results.append(result)
+    return results
+
+
+def _one(job: Job, resume: Path | None) -> dict[str, Any]:
     from ray import train
     from ray.train.torch import get_device
 
-    from plad_ray.train.allocator import keep_large_buffers_apart
     from plad_ray.train.worker import work
     from plad_ray.train.world import World
 
-    job: Job = config["job"]
-    keep_large_buffers_apart()
-    torch.set_num_threads(max(1, int(job.runtime.train.cpus_per_worker)))
-    context = train.get_context()
-    checkpoint = train.get_checkpoint()
+    context, device = train.get_context(), get_device()
+    assert isinstance(device, torch.device)
 
     def report(metrics: dict[str, float], folder: Path | None) -> None:
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder) if folder is not None else None)
 
-    def run(resume: Path | None) -> dict[str, Any]:
-        device = get_device()
-        assert isinstance(device, torch.device)
-        return work(job, World(context.get_world_rank(), context.get_world_size(), device, resume, report))
+    return work(job, World(context.get_world_rank(), context.get_world_size(), device, resume, report))
 
-    if checkpoint is None:
-        return run(None)
-    with checkpoint.as_directory() as folder:
-        return run(Path(folder))
+
+def _kept(job: Job) -> dict[str, Any] | None:
+    store, name = job.out.store, job.out.file(RESULT)
+    return store.read_json(name) if store.exists(name) else None
+
+
+def _keep(job: Job, result: dict[str, Any]) -> None:
+    from ray import train
+
+    if "error" not in result and train.get_context().get_world_rank() == 0:
+        job.out.store.write_json(job.out.file(RESULT), result)
 
 
 def _cause(error: BaseException) -> str:

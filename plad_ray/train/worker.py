@@ -160,7 +160,7 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
 
     def at_checkpoint(step: int) -> None:
         with tempfile.TemporaryDirectory(prefix="plad-checkpoint-") as folder:
-            checkpoint.save(run.engine, Path(folder), {"step": step, "lines": run.lines})
+            checkpoint.save(run.engine, Path(folder), {"of": job.out.name, "step": step, "lines": run.lines})
             world.report({**run.lines[-1], "step": step}, Path(folder) if world.rank == 0 else None)
 
     every = checkpoint_steps(job.runtime.train.checkpoint_every, run.objective)

@@ -146,17 +146,17 @@ def manifests(store: Store, prefix: str) -> dict[str, dict[str, Any]]:
 def test_a_killed_sweep_goes_on_without_repeating_what_is_finished(here):
     file, store = study_file(here, grid=GRID), Store(str(here.folder / "runs"))
     first = start("sweep", file)
-    while not manifests(store, "distill-try"):
+    while not manifests(store, "distill-try*"):
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.5)
     kill_tree(first)
-    done = manifests(store, "distill-try")
+    done = manifests(store, "distill-try*")
     texts = manifests(store, "responses")
     assert 1 <= len(done) < 4 and len(texts) == 1
     second = start("sweep", file)
     output, _ = second.communicate(timeout=900)
     assert second.returncode == 0, output
-    after = manifests(store, "distill-try")
+    after = manifests(store, "distill-try*")
     assert len(after) == 4 and {name: after[name] for name in done} == done, "finished trials are as they were"
     assert manifests(store, "responses") == texts and len(manifests(store, "dev-responses")) == 1
     [best] = (here.folder / "runs").glob("tiny/study-sweep/best.yaml")

@@ -18,7 +18,8 @@ from train_jobs import column, distill_job, session
 from plad_ray.artifacts import Store
 from plad_ray.errors import PladError
 from plad_ray.stages import Stage, run_stage
-from plad_ray.train.run import run
+from plad_ray.train.launch import RESULT
+from plad_ray.train.run import run, run_in_turn
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,9 +42,19 @@ def test_two_workers_give_the_run_of_one(ray_session, store, tiny_llama):
 
 
 @pytest.mark.train
-def test_a_workers_bad_input_comes_back_as_one_message(ray_session, store, tiny_llama):
-    with pytest.raises(PladError, match=r"distill: lora.target_modules \('nope',\)"):
-        run(distill_job(store, tiny_llama, lora={"target_modules": ["nope"]}))
+@pytest.mark.usefixtures("gloo")
+def test_trainings_in_turn_are_those_alone_and_one_that_cannot_start_stops_no_other(ray_session, store, tiny_llama):
+    settings = {"lora": {"r": 4, "dropout": 0.2}}, {"epochs": 3, "learning_rate": 3e-3}
+    jobs = [distill_job(store, tiny_llama, name=f"turn{i}", **more) for i, more in enumerate(settings)]
+    bad = distill_job(store, tiny_llama, name="bad", lora={"target_modules": ["nope"]})
+    first, error, second = run_in_turn([jobs[0], bad, jobs[1]])
+    assert isinstance(error, PladError) and "distill: lora.target_modules ('nope',)" in str(error)
+    for i, (job, outcome) in enumerate(zip(jobs, (first, second), strict=True)):
+        alone = session(distill_job(store, tiny_llama, name=f"alone{i}", **settings[i]))
+        assert column(lines_of(job)).tolist() == pytest.approx(column(alone).tolist(), abs=1e-6)
+        assert outcome.rows_out == 24 and outcome.seconds > 0
+        assert job.out.store.exists(job.out.file(RESULT)), "another start would not do it again"
+    assert not bad.out.store.exists(bad.out.file(RESULT))
 
 
 def test_what_does_not_go_together_is_refused_before_ray_starts(store, tiny_llama):
