@@ -57,12 +57,22 @@ def filler(like: Row) -> Row:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Where a row lies in its sequence: the prompt from ``start``, the candidates from ``prompt_end`` to before ``end``."""
+
+    start: int
+    prompt_end: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Segments:
     """What each token of a prefix-shared sequence is, [S, L] each; masks are made of it (train/masks.py)."""
 
     position_SL: Tensor  # restarts at the prompt's end for every candidate
     row_SL: Tensor  # which of the rows that share the sequence; padding tokens are rows of their own
     candidate_SL: Tensor  # 0 in the prompt, 1 + k in candidate k
+    spans: tuple[tuple[Span, ...], ...]  # the rows of each sequence, which follow each other without a gap
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from plad_ray.train.attention import blocks_of
 from plad_ray.train.layout import Batch, Segments
 
 #: Kinds of layers whose mask can be made from positions.
@@ -20,7 +21,9 @@ def decoder_inputs(batch: Batch, config: PreTrainedConfig) -> dict[str, Any]:
     if batch.segments is None:
         return inputs | {"attention_mask": batch.attention_SL}
     masks = segment_masks(batch.segments, config.get_text_config())
-    return inputs | {"attention_mask": masks, "position_ids": batch.segments.position_SL}
+    inputs |= {"attention_mask": masks, "position_ids": batch.segments.position_SL}
+    blocks = blocks_of(batch.segments, config.get_text_config().model_type)
+    return inputs if blocks is None else inputs | {"plad_blocks": blocks}
 
 
 def segment_masks(segments: Segments, config: PreTrainedConfig) -> Tensor | dict[str, Tensor]:

@@ -12,7 +12,7 @@ import bisect
 import numpy as np
 import torch
 
-from plad_ray.train.layout import Batch, Layout, Place, Row, Segments, assemble
+from plad_ray.train.layout import Batch, Layout, Place, Row, Segments, Span, assemble
 
 #: Lengths tried for a batch's sequences, as multiples of its longest row, until less than ``PADDING`` of them is padding:
 #: the shortest, since attention over dense masks costs S·L².
@@ -27,12 +27,15 @@ def share(rows: list[Row], pad: int, chunks: int = 1) -> Batch:
     ids_SL = np.full((S, L), pad, np.int64)
     position_SL, candidate_SL = np.zeros((S, L), np.int64), np.zeros((S, L), np.int64)
     row_SL = np.tile(-1 - np.arange(L), (S, 1))
-    places = []
+    places: list[Place] = []
+    spans: list[list[Span]] = []
     for s, members in enumerate(sequences):
         start = 0
+        spans.append([])
         for b in members:
             prompt = len(rows[b].prompt)
             end = start + prompt
+            spans[s].append(Span(start, end, start + rows[b].shared_tokens))
             row_SL[s, start : start + rows[b].shared_tokens] = b
             ids_SL[s, start:end], position_SL[s, start:end] = rows[b].prompt, np.arange(prompt)
             last, start = s * L + end - 1, end
@@ -42,7 +45,8 @@ def share(rows: list[Row], pad: int, chunks: int = 1) -> Batch:
                 position_SL[s, start:end] = prompt + np.arange(len(candidate))
                 places.append(Place(b, k, last, s * L + start))
                 start = end
-    segments = Segments(*(torch.from_numpy(array) for array in (position_SL, row_SL, candidate_SL)))
+    arrays = (torch.from_numpy(array) for array in (position_SL, row_SL, candidate_SL))
+    segments = Segments(*arrays, spans=tuple(map(tuple, spans)))
     places.sort(key=lambda place: (place.b, place.k))
     return assemble(rows, ids_SL, (row_SL >= 0).astype(np.int64), places, chunks, segments)
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from plad_ray.objectives.base import Objective
+from plad_ray.train import attention
 from plad_ray.train.layout import CONCATENATED, Row, filler
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.masks import segment_masks
@@ -100,6 +101,44 @@ def assert_equal(model: nn.Module, batch_rows: list[Row], chunks: int = 1, pad_l
 @pytest.mark.parametrize("model_type", MODELS)
 def test_equals_plain_forward_passes(model_type):
     assert_equal(tiny(model_type), rows(RAGGED))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch) -> list[int]:
+    """Attention in blocks of few queries whatever the rows; how many blocks each call computed."""
+    monkeypatch.setattr(attention, "QUERIES", 5)
+    calls: list[int] = []
+    compute = attention._InBlocks.apply
+    monkeypatch.setattr(attention._InBlocks, "apply", lambda *args: calls.append(len(args[4])) or compute(*args))
+    return calls
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_attention_in_blocks_equals_plain_forward_passes(model_type, small_blocks):
+    model = tiny(model_type)
+    assert_equal(model, rows(RAGGED))
+    assert len(small_blocks) == 2 and min(small_blocks) > 5
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_attention_in_blocks_under_gradient_checkpointing(model_type, small_blocks):
+    model = tiny(model_type)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert_equal(model, rows(RAGGED))
+    assert len(small_blocks) == 4, "once forward, once again for the backward pass"
+
+
+def test_blocks_look_back_to_their_earliest_row_and_the_last_layer_asks_where_it_is_read():
+    rows_of_two = [[(200, [30, 30])], [(100, [40]), (90, [20])]]
+    segments = SHARED.collate([row for shape in rows_of_two for row in rows(shape)], 0, 1).segments
+    assert segments.position_SL.shape == (2, 260)
+    blocks = attention.blocks_of(segments, "llama")
+    assert [(b.start, b.first, b.end) for b in blocks.every] == [(0, 0, 130), (0, 130, 260)]
+    assert [(b.start, b.first, b.end) for b in blocks.last] == [(0, 99, 130), (0, 130, 260)]
+    alone = attention.blocks_of(SHARED.collate(rows(rows_of_two[0]), 0, 1).segments, "llama")
+    assert [(b.start, b.first, b.end) for b in alone.last] == [(0, 199, 260)]
+    assert attention.blocks_of(segments, "somebody's") is None
 
 
 @pytest.mark.parametrize("model_type", ["llama", "opt", "mistral", "gemma3_text"])
