@@ -25,7 +25,7 @@ from plad_ray.config import TrainRuntime
 from plad_ray.planning.shapes import Shape, trainable
 from plad_ray.train.deepspeed import config_file
 from plad_ray.train.forward import causal_model, response_hidden
-from plad_ray.train.layout import CONCATENATED, Batch, Row, Segments
+from plad_ray.train.layout import CONCATENATED, Batch, Row, Segments, Span
 from plad_ray.train.logprobs import CHUNK_ELEMENTS
 from plad_ray.train.shared import SHARED
 
@@ -155,8 +155,9 @@ def activations(model: nn.Module, batch: Batch) -> float:
 
 
 def _causal(ids_SL: Tensor) -> Segments:
-    zeros_SL = torch.zeros_like(ids_SL)
-    return Segments(torch.arange(ids_SL.shape[1]).expand_as(ids_SL), zeros_SL, zeros_SL)
+    zeros_SL, L = torch.zeros_like(ids_SL), ids_SL.shape[1]
+    whole = (Span(0, L, L),)
+    return Segments(torch.arange(L).expand_as(ids_SL), zeros_SL, zeros_SL, (whole,) * len(ids_SL))
 
 
 class Peak(TorchDispatchMode):

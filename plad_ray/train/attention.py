@@ -81,9 +81,12 @@ def in_blocks(
     assert attention_mask is not None, "sequences that share prompts come with their mask"
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    is_last = module.layer_idx == module.config.num_hidden_layers - 1  # type: ignore[union-attr]
-    blocks = plad_blocks.last if is_last else plad_blocks.every
+    blocks = plad_blocks.last if _is_last(module) else plad_blocks.every
     return _InBlocks.apply(query, key, value, attention_mask, blocks, options.get("scaling")), None
+
+
+def _is_last(attention: Any) -> bool:
+    return int(attention.layer_idx) == attention.config.num_hidden_layers - 1
 
 
 class _InBlocks(torch.autograd.Function):

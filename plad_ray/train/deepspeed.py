@@ -6,6 +6,9 @@ import importlib
 import json
 import logging
 import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +55,8 @@ def start_engine(module: nn.Module, training: Training, config: dict[str, Any]) 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
+    with _hidden("mlflow"):  # its autotuner imports it wherever it is installed: 3 s of every worker's start
+        import deepspeed
 
     _compile_nothing()
     trainable = [p for p in module.parameters() if p.requires_grad]
@@ -65,6 +69,17 @@ def start_engine(module: nn.Module, training: Training, config: dict[str, Any]) 
         model=module, optimizer=optimizer, model_parameters=trainable, config=config, dist_init_required=False
     )
     return engine
+
+
+@contextmanager
+def _hidden(module: str) -> Generator[None]:
+    """Within, importing ``module`` fails, unless it has been imported before."""
+    known = sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if known is None:
+            del sys.modules[module]
 
 
 def _compile_nothing() -> None:

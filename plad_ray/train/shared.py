@@ -45,8 +45,8 @@ def share(rows: list[Row], pad: int, chunks: int = 1) -> Batch:
                 position_SL[s, start:end] = prompt + np.arange(len(candidate))
                 places.append(Place(b, k, last, s * L + start))
                 start = end
-    arrays = (torch.from_numpy(array) for array in (position_SL, row_SL, candidate_SL))
-    segments = Segments(*arrays, spans=tuple(map(tuple, spans)))
+    of_tokens = [torch.from_numpy(array) for array in (position_SL, row_SL, candidate_SL)]
+    segments = Segments(of_tokens[0], of_tokens[1], of_tokens[2], tuple(map(tuple, spans)))
     places.sort(key=lambda place: (place.b, place.k))
     return assemble(rows, ids_SL, (row_SL >= 0).astype(np.int64), places, chunks, segments)
 
