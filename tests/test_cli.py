@@ -56,6 +56,19 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert min(seconds) < 0.5, seconds
 
 
+@pytest.mark.slow
+def test_a_plan_imports_nothing_that_only_stages_need(experiment):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from plad_ray.study import running\n"
+        "running.run('compare', Path(sys.argv[1]), ('scorer.name=rouge',), True, False)\n"
+        "heavy = {'nltk', 'matplotlib', 'scipy.stats', 'ray', 'vllm', 'peft', 'deepspeed'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(experiment)], check=True, cwd=ROOT)
+
+
 def test_a_users_error_is_one_message_and_code_2(experiment):
     result = plad("run", experiment, "distil.epochs=2")
     assert result.exit_code == 2

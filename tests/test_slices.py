@@ -12,10 +12,11 @@ from benchmarks import plumbing
 from plad_ray import artifacts
 from plad_ray import slices as module
 from plad_ray.artifacts import Store
-from plad_ray.config import Pairs
+from plad_ray.config import Evaluate, Pairs, Rejection
 from plad_ray.errors import PladError
+from plad_ray.evaluate import run as evaluation
 from plad_ray.generate import parts
-from plad_ray.pairs import build
+from plad_ray.pairs import build, lists, rejection
 from plad_ray.slices import Places, slices
 from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
@@ -75,6 +76,54 @@ def test_pairs_of_slices_are_those_of_the_whole(tmp_path, monkeypatch, limit) ->
     outcome = build.run(cut)
     assert outcome == expected and outcome.dropped["missing_chosen"] == 2
     assert cut.out.table().equals(whole.out.table()) and cut.out.table().num_rows == (limit or 21)
+
+
+def drawn(root: Path, count: int):
+    """Four texts and a reference a prompt of each of two splits, some cut off, some equal, and their scores."""
+    dice, made = random.Random(1), {"responses": [], "eval_responses": []}
+    prompts = [prompt(f"p{i}", split, f"w{i} w{i + 1}" if i % 5 else None) for i, split in enumerate(SPLITS * count)]
+    for row in prompts:
+        for policy, temperature, sample in TEXTS:
+            if dice.random() < 0.1:
+                continue
+            text, reason = f"w{dice.randrange(9)} w{dice.randrange(3)}", dice.choice(["stop", "stop", "length"])
+            made["eval_responses" if policy == "distilled" else "responses"].append(
+                response(policy, row["prompt_id"], text, temperature, sample=sample, split=row["split"],
+                         finish_reason=reason)
+            )  # fmt: skip
+    scores = [score(row, dice.randrange(9) / 7) for row in [*prompts, *made["responses"], *made["eval_responses"]]]
+    return {
+        "prompts": prompts_artifact(root, prompts),
+        **{name: responses_artifact(root, dice.sample(rows, len(rows)), name) for name, rows in made.items()},
+        "scores": scores_artifact(root, scores[::-1]),
+    }
+
+
+SPLITS = ("distill", "test")
+TEXTS = [("teacher", 0.0, 0), *(("student", t, s) for t, s in ((0.7, 0), (0.7, 1), (0.7, 2), (0.0, 0)))]
+TEXTS += [("distilled", 0.7, 0), ("distilled", 0.0, 0)]
+SECTION = {"chat": False, "seed": 0}
+EVALUATION = {"arms": {"distilled": "distilled"}, "scorer": True, "seed": 0}
+STAGES = {
+    "lists": (lists.run, SECTION, Pairs()),
+    "lists-limit": (lists.run, SECTION, Pairs(limit=8)),
+    "rejection": (rejection.run, SECTION, Pairs(rejection=Rejection(keep=2))),
+    "rejection-limit": (rejection.run, SECTION, Pairs(rejection=Rejection(keep=2), limit=8)),
+    "evaluate": (evaluation.run, EVALUATION, Evaluate(bootstrap=50)),
+    "evaluate-limit": (evaluation.run, EVALUATION, Evaluate(bootstrap=50, limit=14)),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_make_of_slices_what_they_make_of_the_whole(tmp_path, monkeypatch, stage) -> None:
+    run, config, section = STAGES[stage]
+    inputs = drawn(tmp_path, 23)
+    config = {**config, type(section).__name__.lower(): section.model_dump(mode="json")}
+    whole, cut = (job(tmp_path, name, config, inputs) for name in ("whole", "cut"))
+    expected = run(whole)
+    monkeypatch.setattr(module, "PROMPTS", 5)
+    assert run(cut) == expected and expected.rows_out >= 8
+    assert cut.out.table().equals(whole.out.table())
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -15,9 +15,9 @@ import pyarrow.dataset as pads
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
-from plad_ray.evaluate.rouge import METRICS, rouge_columns
 from plad_ray.evaluate.texts import count_words, to_floats
 
+METRICS = ("rouge1", "rouge2", "rougeL")
 MEASURES = ("score", "reference_score", "words", "truncated", *METRICS)
 
 #: What the evaluation artifact keeps under ``rows/``. ROUGE is F1 × 100.
@@ -81,11 +81,15 @@ def responses_of(artifact: Artifact, evaluate: Evaluate, policies: list[str], pr
     )
     columns = ["rid", "policy", "prompt_id", "temperature", "text", "finish_reason"]
     table = artifact.dataset().to_table(columns=columns, filter=wanted)
-    orders = {
-        "prompt_id": prompts["prompt_id"].combine_chunks(),
-        "temperature": pa.array(evaluate.temperatures, pa.float64()),
-        "policy": pa.array(policies, pa.string()),
-    }
+    return ordered(table, policies, evaluate.temperatures, prompts["prompt_id"].combine_chunks())
+
+
+def ordered(
+    table: pa.Table, policies: Sequence[str], temperatures: Sequence[float], prompt_ids: pa.Array | None = None
+) -> pa.Table:
+    """``table`` by policy, temperature and prompt; without ``prompt_ids`` the prompts of a cell stay in their order."""
+    orders = {} if prompt_ids is None else {"prompt_id": prompt_ids}
+    orders |= {"temperature": pa.array(temperatures, pa.float64()), "policy": pa.array(policies, pa.string())}
     places = [pc.index_in(table[name], value_set=order).to_numpy() for name, order in orders.items()]
     return table.take(pa.array(np.lexsort(places)))
 
@@ -97,6 +101,8 @@ def _is_one_of(column: str, values: tuple[float, ...]) -> pads.Expression:
 
 def build_rows(responses: pa.Table, prompts: pa.Table, scores: pa.Table | None) -> pa.Table:
     """``ROW`` rows of ``responses``; ``scores`` has rid and score, None without a scorer."""
+    from plad_ray.evaluate.rouge import rouge_columns  # NLTK behind it costs a plan seconds
+
     place = pc.index_in(responses["prompt_id"], value_set=prompts["prompt_id"].combine_chunks())
     references = prompts["reference"].combine_chunks().take(place.combine_chunks())
     rouge = rouge_columns(responses["text"].to_pylist(), references.to_pylist())

@@ -8,7 +8,7 @@ import numpy as np
 from rouge_score import rouge_scorer as library
 from rouge_score import tokenizers
 
-METRICS = ("rouge1", "rouge2", "rougeL")
+from plad_ray.evaluate.frame import METRICS
 
 
 class _CachedTokenizer(tokenizers.Tokenizer):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -11,6 +14,7 @@ from plad_ray.errors import PladError
 from plad_ray.evaluate import frame
 from plad_ray.evaluate.table import INITIAL, TEACHER, mean, summarise
 from plad_ray.evaluate.texts import count_words
+from plad_ray.slices import slices
 from plad_ray.stages import Job, Outcome
 
 LABELS = {TEACHER: "teacher", INITIAL: "initial student"}
@@ -20,19 +24,14 @@ def run(job: Job) -> Outcome:
     """Stage: ``rows/`` (see ``frame.ROW``) and ``files/metrics.json`` (see ``table.summarise``)."""
     evaluate = Evaluate.model_validate(job.config["evaluate"])
     policies = {**LABELS, **{name: label for name, label in job.config["arms"].items()}}
-    prompts = frame.prompts_of(job.inputs["prompts"], evaluate)
-    responses = pa.concat_tables(
-        [
-            frame.responses_of(job.inputs["responses"], evaluate, list(LABELS), prompts),
-            frame.responses_of(job.inputs["eval_responses"], evaluate, list(job.config["arms"]), prompts),
-        ]
-    )
-    present = _present(responses, policies, job.inputs)
-    scores = None
-    if job.config["scorer"]:
-        artifacts = [job.inputs[key] for key in ("scores", "eval_scores") if key in job.inputs]
-        scores = frame.read_scores(artifacts, evaluate.split)
-    rows = frame.build_rows(responses, prompts, scores)
+    tables, words = [], []
+    for inputs in slices(job.inputs, evaluate.split, evaluate.limit):
+        prompts = frame.prompts_of(inputs["prompts"], evaluate)
+        words.append(count_words(prompts["reference"]))
+        tables.append(_rows(job, inputs, evaluate, prompts))
+    rows = frame.ordered(pa.concat_tables(tables), list(policies), evaluate.temperatures)
+    reference_words = np.concatenate(words)
+    present = _present(rows, policies, job.inputs)
     metrics = summarise(
         [frame.Frame.from_rows(rows)],
         {name: policies[name] for name in present},
@@ -41,12 +40,12 @@ def run(job: Job) -> Outcome:
         evaluate.confidence,
         job.config["seed"],
     )
-    expected = prompts.num_rows * len(present) * len(evaluate.temperatures)
+    expected = len(reference_words) * len(present) * len(evaluate.temperatures)
     metrics |= {
         "split": evaluate.split,
         "scorer": bool(job.config["scorer"]),
-        "without_reference": prompts["reference"].null_count,
-        "reference_words": _mean_words(prompts),
+        "without_reference": int(np.isnan(reference_words).sum()),
+        "reference_words": mean(reference_words),
     }
     job.out.store.delete(job.out.file("rows"))
     job.out.write_rows(rows)
@@ -55,16 +54,22 @@ def run(job: Job) -> Outcome:
     return Outcome(rows_in=expected, rows_out=rows.num_rows, dropped=dropped, metrics=metrics)
 
 
-def _present(responses: pa.Table, policies: dict[str, str], inputs: dict[str, Artifact]) -> list[str]:
+def _rows(job: Job, inputs: Mapping[str, Artifact], evaluate: Evaluate, prompts: pa.Table) -> pa.Table:
+    """The numbers of what was said to ``prompts``."""
+    asked = {"responses": list(LABELS), "eval_responses": list(job.config["arms"])}
+    found = [frame.responses_of(inputs[key], evaluate, names, prompts) for key, names in asked.items()]
+    scores = None
+    if job.config["scorer"]:
+        artifacts = [inputs[key] for key in ("scores", "eval_scores") if key in inputs]
+        scores = frame.read_scores(artifacts, evaluate.split)
+    return frame.build_rows(pa.concat_tables(found), prompts, scores)
+
+
+def _present(rows: pa.Table, policies: dict[str, str], inputs: dict[str, Artifact]) -> list[str]:
     """Policies that answered. The teacher may be absent (its text was imported); nobody else may."""
-    found = set(pc.unique(responses["policy"]).to_pylist())
+    found = set(pc.unique(rows["policy"]).to_pylist())
     absent = [name for name in policies if name not in found and name != TEACHER]
     if absent:
         where = inputs["responses" if absent[0] == INITIAL else "eval_responses"].path
         raise PladError(f"evaluate: {where} holds no response of {', '.join(absent)} on the evaluation prompts")
     return [name for name in policies if name in found]
-
-
-def _mean_words(prompts: pa.Table) -> float | None:
-
-    return mean(count_words(prompts["reference"]))

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from plad_ray.evaluate.bootstrap import Estimate, estimate
-from plad_ray.evaluate.frame import Frame
-from plad_ray.evaluate.rouge import METRICS
+from plad_ray.evaluate.frame import METRICS, Frame
 from plad_ray.evaluate.winrate import tie_rate, wins
 
 INITIAL = "student"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -55,13 +56,18 @@ def build(name: str, params: dict[str, Any]) -> Objective:
     if unknown:
         raise PladError(f"objective {name} has no field {unknown[0]!r}; its fields: {', '.join(known)}")
     try:
-        return TypeAdapter(kind).validate_python(params)  # checks types: YAML reads 1e-3 as text
+        return _validator(kind).validate_python(params)  # checks types: YAML reads 1e-3 as text
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":
             raise PladError(f"objective {name}: {first['msg'].removeprefix('Value error, ')}") from None
         field = ".".join(map(str, first["loc"]))
         raise PladError(f"objective {name}: {field}: {first['msg']} (given: {first['input']!r})") from None
+
+
+@cache
+def _validator(kind: type[Objective]) -> TypeAdapter[Objective]:
+    return TypeAdapter(kind)
 
 
 def _external(name: str) -> type[Objective]:

@@ -7,13 +7,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from plad_ray.evaluate.texts import to_floats
 from plad_ray.pairs.histogram import histogram, sparkline
+from plad_ray.pairs.texts import ORDER
+
+
+def facts(kept: pa.Table, before: int) -> pa.Table:
+    """What a summary needs to know of kept candidates (see ``texts.candidates``), whose prompts come after ``before``
+    others: ``place``, ``score`` and ``policy``, a place in ``ORDER``."""
+    place = pc.add(pc.cast(kept["place"], pa.int64()), before)
+    policy = pc.index_in(kept["policy"], value_set=pa.array(ORDER))
+    return pa.table({"place": place, "score": kept["score"], "policy": pc.cast(policy, pa.int8())})
 
 
 def summary(kept: pa.Table, prompts: int, dropped: dict[str, int], left_out: dict[str, int]) -> dict[str, Any]:
-    """JSON summary of the kept candidates, ordered by ``place``, at least two a place (see ``texts.candidates``).
+    """JSON summary of the ``facts`` of kept candidates, ordered by ``place``, at least two a place.
 
     ``left_out``: texts that are no candidates, by reason. ``best``: share of lists whose best text by the scorer is of
     that policy, the first of equals.
@@ -21,7 +31,7 @@ def summary(kept: pa.Table, prompts: int, dropped: dict[str, int], left_out: dic
     place, score = kept["place"].to_numpy(), to_floats(kept["score"])
     starts = np.flatnonzero(np.r_[True, place[1:] != place[:-1]]) if len(place) else np.array([], int)
     sizes = np.diff(np.r_[starts, len(place)])
-    policies = kept["policy"].to_pylist()
+    policy = kept["policy"].to_numpy()
     found: dict[str, Any] = {
         "kind": "lists",
         "lists": len(starts),
@@ -29,7 +39,9 @@ def summary(kept: pa.Table, prompts: int, dropped: dict[str, int], left_out: dic
         "dropped": dropped,
         "texts": len(place),
         "left_out": left_out,
-        "by_policy": dict(Counter(policies)),
+        "by_policy": {
+            ORDER[place]: int(count) for place, count in zip(*np.unique(policy, return_counts=True), strict=True)
+        },
         "candidates": {
             "mean": float(sizes.mean()) if len(sizes) else None,
             "histogram": histogram(sizes.astype(float)),
@@ -38,7 +50,7 @@ def summary(kept: pa.Table, prompts: int, dropped: dict[str, int], left_out: dic
     if len(starts) and not np.isnan(score).any():
         spread = np.maximum.reduceat(score, starts) - np.minimum.reduceat(score, starts)
         best = Counter(
-            policies[start + int(score[start : start + size].argmax())]
+            ORDER[policy[start + int(score[start : start + size].argmax())]]
             for start, size in zip(starts, sizes, strict=True)
         )
         found["score_spread"] = {"mean": float(spread.mean()), "histogram": histogram(spread)}

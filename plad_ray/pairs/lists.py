@@ -6,6 +6,7 @@ Rows keep the order of the prompt table; a list's texts stand teacher first, the
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
@@ -23,6 +24,7 @@ from plad_ray.pairs import columns, list_stats, stats
 from plad_ray.pairs.columns import flat
 from plad_ray.pairs.texts import ORDER, SPLIT, candidates, is_imported, prompt_table
 from plad_ray.records import list_schema
+from plad_ray.slices import slices
 from plad_ray.stages import Job, Outcome
 
 logger = logging.getLogger("plad_ray")
@@ -36,24 +38,34 @@ def run(job: Job) -> Outcome:
     and scored above every finished one; the metrics count them.
     """
     pairs = Pairs.model_validate(job.config["pairs"])
-    prompts = prompt_table(job.inputs)
-    texts = candidates(job.inputs, prompts, _wanted(job.inputs, pairs.lists))
-    why = _left_out(texts, pairs.drop_truncated_chosen)
-    usable = texts.filter(pc.is_null(why))
-    reason = _drop_reasons(texts["place"], usable["place"], prompts.num_rows, pairs)
-    keep = pc.is_null(reason)
-    kept = usable.filter(keep.take(flat(usable["place"])))
-    dropped = _counts(reason)
-    summary = list_stats.summary(kept, prompts.num_rows, dropped, _counts(why))
-    logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
-    if not kept.num_rows:
-        raise PladError(
-            f"lists: none of the {prompts.num_rows} prompts of the {SPLIT} split has two different texts; dropped "
-            f"{dropped or 'none'}, texts left out {_counts(why) or 'none'}. Raise student.draw.samples and temperatures"
-        )
     job.out.store.delete(job.out.file("rows"))
-    job.out.write_rows(_table(prompts.filter(keep), kept, bool(job.config["chat"])))
-    return Outcome(prompts.num_rows, summary["lists"], dropped, summary)
+    dropped, left_out = Counter[str](), Counter[str]()
+    facts: list[pa.Table] = []
+    asked = count = 0
+    for number, inputs in enumerate(slices(job.inputs, SPLIT)):
+        prompts = prompt_table(inputs)
+        texts = candidates(inputs, prompts, _wanted(inputs, pairs.lists))
+        why = _left_out(texts, pairs.drop_truncated_chosen)
+        usable = texts.filter(pc.is_null(why))
+        reason = _drop_reasons(texts["place"], usable["place"], prompts.num_rows, pairs, before=count)
+        keep = pc.is_null(reason)
+        kept = usable.filter(keep.take(flat(usable["place"])))
+        if kept.num_rows:
+            job.out.write_rows(_table(prompts.filter(keep), kept, bool(job.config["chat"])), f"part-{number:05d}")
+        facts.append(list_stats.facts(kept, before=asked))
+        dropped.update(_counts(reason))
+        left_out.update(_counts(why))
+        asked += prompts.num_rows
+        count += pc.sum(keep).as_py() or 0
+    summary = list_stats.summary(pa.concat_tables(facts), asked, dict(dropped), dict(left_out))
+    logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
+    if not count:
+        raise PladError(
+            f"lists: none of the {asked} prompts of the {SPLIT} split has two different texts; dropped "
+            f"{dict(dropped) or 'none'}, texts left out {dict(left_out) or 'none'}. Raise student.draw.samples and "
+            "temperatures"
+        )
+    return Outcome(asked, count, summary["dropped"], summary)
 
 
 def _wanted(inputs: Mapping[str, Artifact], picks: tuple[Pick, ...] | None) -> dict[str, pads.Expression]:
@@ -92,13 +104,14 @@ def _left_out(texts: pa.Table, drop_truncated: bool) -> pa.Array:
     return pc.case_when(struct, *(pa.scalar(name) for name in conditions), pa.scalar(None, pa.string()))
 
 
-def _drop_reasons(drawn: pa.ChunkedArray, usable: pa.ChunkedArray, prompts: int, pairs: Pairs) -> pa.Array:
-    """Why each prompt has no list, null where it has one; arguments are the ``place`` of each text."""
-    before, after = (np.bincount(place.to_numpy(), minlength=prompts) for place in (drawn, usable))
-    enough = after >= 2
-    over = enough & (np.cumsum(enough) > (prompts if pairs.limit is None else pairs.limit))
+def _drop_reasons(drawn: pa.ChunkedArray, usable: pa.ChunkedArray, prompts: int, pairs: Pairs, before: int) -> pa.Array:
+    """Why each prompt has no list, null where it has one, of the ``place`` of each text. ``before``: lists there are
+    already, of prompts before these."""
+    texts, left = (np.bincount(place.to_numpy(), minlength=prompts) for place in (drawn, usable))
+    enough = left >= 2
+    over = enough & (np.cumsum(enough) > (prompts if pairs.limit is None else pairs.limit - before))
     reasons = ["no_text", "none_usable", "fewer_than_two", "over_limit"]
-    found = np.select([before == 0, after == 0, ~enough, over], reasons, "")
+    found = np.select([texts == 0, left == 0, ~enough, over], reasons, "")
     return pa.array([reason or None for reason in found.tolist()], pa.string())
 
 

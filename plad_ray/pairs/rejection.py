@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from plad_ray.errors import PladError
 from plad_ray.evaluate.texts import to_floats
 from plad_ray.pairs import build, stats
 from plad_ray.pairs.texts import FIELDS, SPLIT, candidates, is_imported, prompt_hash, prompt_table
+from plad_ray.slices import slices
 from plad_ray.stages import Job, Outcome
 
 logger = logging.getLogger("plad_ray")
@@ -38,29 +39,37 @@ def run(job: Job) -> Outcome:
     the pool as often as they were drawn: that is how likely they are.
     """
     pairs = Pairs.model_validate(job.config["pairs"])
-    prompts = prompt_table(job.inputs)
-    pool = candidates(job.inputs, prompts, {pairs.rejection.policy: _wanted(job.inputs, pairs.rejection)})
-    accepted = _accepted(pool, prompts["prompt_id"].to_pylist(), pairs.rejection, job.config["seed"])
-    formed = _formed(prompts, pool, accepted)
-    ties = pc.equal(formed["chosen_score"], formed["rejected_score"])
-    reason = build.drop_reasons(formed, pairs, {"tie": ties})
-    kept = formed.filter(pc.is_null(reason))
-    sizes = np.bincount(pool["place"].to_numpy(), minlength=prompts.num_rows)
-    none = {"no_text": int((sizes == 0).sum()), "one_text": int((sizes == 1).sum())}
-    found = {k: v for k, v in stats.summary(stats.facts(formed, reason), pairs).items() if k not in SAYS_NOTHING}
-    summary = found | _told(pairs.rejection, prompts.num_rows, pool, accepted)
+    job.out.store.delete(job.out.file("rows"))
+    facts: list[pa.Table] = []
+    pools: list[Pool] = []
+    count = 0
+    for number, inputs in enumerate(slices(job.inputs, SPLIT)):
+        prompts = prompt_table(inputs)
+        texts = candidates(inputs, prompts, {pairs.rejection.policy: _wanted(inputs, pairs.rejection)})
+        accepted = _accepted(texts, prompts["prompt_id"].to_pylist(), pairs.rejection, job.config["seed"])
+        formed = _formed(prompts, texts, accepted)
+        ties = pc.equal(formed["chosen_score"], formed["rejected_score"])
+        reason = build.drop_reasons(formed, pairs, {"tie": ties}, before=count)
+        kept = formed.filter(pc.is_null(reason))
+        if kept.num_rows:
+            job.out.write_rows(build.to_trl(kept, bool(job.config["chat"])), f"part-{number:05d}")
+        facts.append(stats.facts(formed, reason))
+        pools.append(_pool(prompts.num_rows, texts, accepted))
+        count += kept.num_rows
+    formed_pairs, pool = pa.concat_tables(facts), Pool(*map(np.concatenate, zip(*pools, strict=True)))
+    none = {"no_text": int((pool.sizes == 0).sum()), "one_text": int((pool.sizes == 1).sum())}
+    found = {k: v for k, v in stats.summary(formed_pairs, pairs).items() if k not in SAYS_NOTHING}
+    summary = found | _told(pairs.rejection, pool)
     summary["warnings"] = [*summary["warnings"], *_warnings(summary)]
     dropped = summary["dropped"] = {k: v for k, v in (Counter(none) + Counter(summary["dropped"])).items() if v}
     logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
-    if not kept.num_rows:
+    if not count:
         raise PladError(
-            f"rejection: none of the {prompts.num_rows} prompts of the {SPLIT} split gives a pair of the "
+            f"rejection: none of the {len(pool.sizes)} prompts of the {SPLIT} split gives a pair of the "
             f"{pairs.rejection.policy}'s texts; dropped {dropped or 'none'}. Raise {pairs.rejection.policy}.draw.samples, "
             "or use a scorer that tells the texts apart"
         )
-    job.out.store.delete(job.out.file("rows"))
-    job.out.write_rows(build.to_trl(kept, bool(job.config["chat"])))
-    return Outcome(formed.num_rows + sum(none.values()), kept.num_rows, dropped, summary)
+    return Outcome(formed_pairs.num_rows + sum(none.values()), count, dropped, summary)
 
 
 def accept(scores: np.ndarray, keep: int, beta: float, rng: np.random.Generator) -> np.ndarray:
@@ -118,25 +127,39 @@ def _formed(prompts: pa.Table, pool: pa.Table, accepted: list[np.ndarray]) -> pa
     return table.append_column("order", pa.array(["reward"] * len(sides), pa.string()))
 
 
-def _told(settings: Rejection, prompts: int, pool: pa.Table, accepted: list[np.ndarray]) -> dict[str, Any]:
-    """What the summary says instead of who wins."""
-    score = to_floats(pool["score"])
-    rows = np.concatenate([np.empty(0, int), *accepted])
+class Pool(NamedTuple):
+    """Numbers of the texts to choose from: how many each prompt has and its best score, [P]; the scores of all of them,
+    and of those that were accepted."""
+
+    sizes: np.ndarray
+    best: np.ndarray
+    scores: np.ndarray
+    accepted: np.ndarray
+
+
+def _pool(prompts: int, texts: pa.Table, accepted: list[np.ndarray]) -> Pool:
+    place, score = texts["place"].to_numpy(), to_floats(texts["score"])
     best = np.full(prompts, -np.inf)
-    np.maximum.at(best, pool["place"].to_numpy(), score)
+    np.maximum.at(best, place, score)
+    rows = np.concatenate([np.empty(0, int), *accepted])
+    return Pool(np.bincount(place, minlength=prompts), best, score, score[rows])
+
+
+def _told(settings: Rejection, pool: Pool) -> dict[str, Any]:
+    """What the summary says instead of who wins."""
     told: dict[str, Any] = {
         "kind": "rejection",
-        "prompts": prompts,
+        "prompts": len(pool.sizes),
         "chosen": f"accepted text of the {settings.policy} (rejection sampling, β {settings.beta:g})",
         "rejected": "another of lower reward",
     }
-    if len(rows):
+    if len(pool.accepted):
         told["pool"] = {
-            "texts": len(score),
-            "accepted": len(rows),
-            "score": float(score.mean()),
-            "accepted_score": float(score[rows].mean()),
-            "best_score": float(best[np.isfinite(best)].mean()),
+            "texts": len(pool.scores),
+            "accepted": len(pool.accepted),
+            "score": float(pool.scores.mean()),
+            "accepted_score": float(pool.accepted.mean()),
+            "best_score": float(pool.best[np.isfinite(pool.best)].mean()),
         }
     return told
 

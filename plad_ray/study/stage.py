@@ -6,14 +6,16 @@ from typing import Any
 
 import yaml
 
-from plad_ray.report.study import render_study
 from plad_ray.stages import Job, Outcome
-from plad_ray.study import find, markdown, plot
+from plad_ray.study import find, markdown
 from plad_ray.study.result import StudyResult
 
 
 def run(job: Job) -> Outcome:
     """Stage: ``files/result.json`` (a ``StudyResult``), ``files/study.html``, ``files/study.md`` and its figures as SVG."""
+    from plad_ray.report.study import render_study
+    from plad_ray.study import plot  # Matplotlib costs a plan seconds
+
     study = find(job.config["study"])
     result = StudyResult.model_validate({**dict(study.result(job)), **_facts(job, study)})
     write = job.out.store.write_bytes
