@@ -43,6 +43,8 @@ def _start(runtime: Runtime, dashboard: bool) -> None:
 
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if runtime.logs == "json":
+        common["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
     if address is None or address == "local":
         # what Ray's C++ side prints over the progress lines, it also raises; set the variable to see it in Ray's logs
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -84,7 +84,9 @@ def run_stages(
         cluster.connect(exp.runtime, dashboard)
         capacity = cluster.capacity()
         preflight.check_resources(exp, todo, cluster.largest())
-    with Board(console, verbose) as board:
+    as_json = exp.runtime.logs == "json"
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    with Board(shown, verbose, exp.name, {stage.title: stage.gpus for stage in todo}, as_json) as board:
         logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
         ended = _counting(board, title, count - len(todo), count) if title else board.ended
         return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, ended, todo)

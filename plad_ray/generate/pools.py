@@ -33,6 +33,7 @@ class EnginePool:
     out: Artifact | None = None  # of the stage: an engine may publish what it has finished itself
     tries: int = 1  # of a block whose engine dies
     alone: bool = False  # one block at a time, and no other beside it
+    metrics: bool = False  # vLLM's own, served by Ray
 
     @property
     def base(self) -> Policy:
@@ -105,6 +106,7 @@ def build_pools(job: Job) -> list[EnginePool]:
                 generate,
                 out=job.out,
                 tries=job.runtime.engine_tries,
+                metrics=job.runtime.engine_metrics,
             )
         pools[identity].policies[name] = policy
     return list(pools.values())

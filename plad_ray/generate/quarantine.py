@@ -90,7 +90,8 @@ class Quarantine:
         self.count += 1
         runtime = self.job.runtime
         why = f"no answer within {runtime.stall_seconds:g} s" if error.stalled else f"killed {deaths} engines"
-        logger.warning("%s: request %s is in quarantine: alone in its engine, %s", self.job.stage, row["rid"], why)
+        message = "%s: request %s is in quarantine: alone in its engine, %s"
+        logger.warning(message, self.job.stage, row["rid"], why, extra={"rid": row["rid"]})
         if self.count > runtime.max_quarantined:
             raise PladError(
                 f"{self.job.stage}: {self.count} requests are in quarantine, above runtime.max_quarantined "

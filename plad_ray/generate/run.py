@@ -5,6 +5,7 @@ requests ─► those without a response ─► one branch an engine pool ─►
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import Counter
@@ -30,6 +31,9 @@ from plad_ray.stages import Job, Outcome
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+logger = logging.getLogger(__name__)
+#: failed requests are logged until there are so many
+SHOWN_ERRORS = 10
 #: An engine module has ``check(pool)``, ``branch(requests, pool)`` and ``in_flight(pool)``.
 ENGINES: dict[str, ModuleType] = {
     "vllm": vllm_engine,
@@ -127,7 +131,11 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier, t
         parts.write_part(job.out, unpublished)
         tally.add(rows, time.time() - started)
         tally.cost = openai_engine.add_cost(tally.cost, by_policy, rows)
-        notes = {} if tally.cost is None else {"cost": tally.cost}
+        for row in rows if tally.errors.total() <= SHOWN_ERRORS else ():
+            if row["error"] is not None:
+                logger.info("%s: %s", row["rid"], row["error"], extra={"rid": row["rid"]})
+        notes = {"errors": tally.errors.total(), "quarantined": quarantine.count, "cost": tally.cost}
+        notes = {name: value for name, value in notes.items() if value}
         done = min(work.total, before + tally.rows)
         job.progress(done, work.total, "rows", engines="", tokens_per_s=round(tally.rate, 1), **notes)
         refuse_errors(job, tally.errors, work.total)

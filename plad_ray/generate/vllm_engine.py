@@ -177,7 +177,7 @@ def processor_config(pool: EnginePool) -> Any:
         max_concurrent_batches=concurrent_batches(pool),
         max_tasks_in_flight_per_actor=in_flight(pool),
         should_continue_on_error=True,
-        log_engine_metrics=False,
+        log_engine_metrics=pool.metrics,
         accelerator_type=runtime.accelerator_type,
         placement_group_config={"bundles": [{"CPU": runtime.cpus, "GPU": runtime.gpus}]},
         runtime_env={"env_vars": environment(pool)},
@@ -194,7 +194,7 @@ def engine_kwargs(pool: EnginePool) -> dict[str, Any]:
         "dtype": model.dtype,
         "max_model_len": model.max_length,
         "trust_remote_code": base.trust_remote_code,
-        "disable_log_stats": True,
+        "disable_log_stats": not pool.metrics,
         # several GPUs of one machine: Ray's own executor leaves its placement groups behind (ray #64035)
         "distributed_executor_backend": "mp" if pool.runtime.gpus > 1 else "uni",
         # a model's generation_config.json would change sampling behind the experiment's back

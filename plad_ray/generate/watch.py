@@ -7,9 +7,21 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import ray
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+
+_here = threading.local()
+
+
+class Begun(ExecutionCallback):
+    """Called in the thread that starts an execution. The class travels with a dataset's context, so it holds nothing."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        _here.executors.append(executor)
 
 
 class EngineLost(Exception):  # noqa: N818 - what happened, not a mistake
@@ -26,8 +38,6 @@ def blocks(rows: Dataset, stall_seconds: float) -> Generator[pa.Table]:
 
     Raises EngineLost. Closing it ends the engines.
     """
-    import ray
-
     execution = _Execution(rows)
     answers = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     finished = 0
@@ -53,20 +63,14 @@ def blocks(rows: Dataset, stall_seconds: float) -> Generator[pa.Table]:
 
 
 class _Execution:
-    """A handle on the execution of a dataset. Ray Data's own guard (``execution_no_progress_timeout_s``) leaves an engine
-    that hangs alive, and with it its GPU, so ending is done here."""
+    """A handle on the execution of a dataset that this thread is about to start. Ray Data's own guard
+    (``execution_no_progress_timeout_s``) leaves an engine that hangs alive, and with it its GPU, so ending is done here."""
 
     def __init__(self, rows: Dataset):
-        from ray.data._internal.execution.execution_callback import ExecutionCallback
-
         self.ended = False
-        executors = self.executors = []
-
-        class Begun(ExecutionCallback):
-            def before_execution_starts(self, executor: Any) -> None:
-                executors.append(executor)
-
-        rows.context.custom_execution_callback_classes = [*rows.context.custom_execution_callback_classes, Begun]
+        self.executors: list[Any] = []
+        _here.executors = self.executors
+        rows.context.custom_execution_callback_classes = [Begun]
         rows.context.execution_no_progress_timeout_s = -1
 
     def end(self) -> None:
