@@ -10,7 +10,7 @@ READY := .venv/.ready-$(EXTRA)
 TOOLS := $(READY)-test
 SEEDS ?= 0 1 2 3 4
 
-.PHONY: setup demo demo-seeds test test-all chaos lint bench docs image audit clean
+.PHONY: setup demo demo-seeds test test-all chaos lint bench docs image sbom audit clean
 
 setup: $(READY)
 
@@ -51,6 +51,11 @@ docs: setup
 image: setup
 	docker buildx build --file cluster/Dockerfile --build-arg EXTRA=$(EXTRA) --sbom=true --provenance=true --push \
 	  --tag $(REPOSITORY):$(shell $(BIN)/python -c 'from plad_ray.manifest.render import tag; print(tag("$(EXTRA)"))') .
+
+# A bill of what is installed, in CycloneDX (`make image` attaches one of the image).
+sbom: setup
+	mkdir -p build
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py environment --output-file build/sbom.json $(BIN)/python
 
 # Known vulnerabilities of what is installed (asks PyPI).
 audit: setup

@@ -65,8 +65,8 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def generate_job(store: Store, model: Path) -> Job:
-    """Both roles on the prompts of ``store``."""
+def generate_job(store: Store, model: Path, runtime: Runtime | None = None) -> Job:
+    """Both roles on the prompts of ``store``; by default an engine each."""
     section = Model(path=str(model), max_length=128).model_dump(mode="json")
     policies = {
         role: {"model": section, "engine": "fake", "role": role, "draws": [DRAW]} for role in ("teacher", "student")
@@ -78,7 +78,7 @@ def generate_job(store: Store, model: Path) -> Job:
         {"policies": policies, "generate": settings, "seed": 0},
         {"prompts": Artifact(store, "prompts-0")},
         Artifact(store, "responses-0"),
-        Runtime.model_validate({"teacher": pool, "student": pool}),
+        runtime or Runtime.model_validate({"teacher": pool, "student": pool}),
     )
 
 

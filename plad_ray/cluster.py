@@ -10,6 +10,7 @@ from typing import Any
 
 from plad_ray.config import Runtime
 from plad_ray.errors import PladError
+from plad_ray.placement import Node
 
 #: bytes of the object store of a local Ray; blocks of rows are small.
 LOCAL_OBJECT_STORE = 1_000_000_000
@@ -42,6 +43,8 @@ def _start(runtime: Runtime, dashboard: bool) -> None:
 
     address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if runtime.logs == "json":
+        common["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
     if address is None or address == "local":
         # what Ray's C++ side prints over the progress lines, it also raises; set the variable to see it in Ray's logs
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -75,6 +78,28 @@ def _start_local(**arguments: Any) -> None:
                     "temporary folder full?"
                 ) from error
             time.sleep(2)
+
+
+def nodes() -> list[Node]:
+    """The nodes of the connected cluster."""
+    import ray
+
+    return [_node(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+
+
+def largest() -> list[Node]:
+    """The nodes that the cluster may have: what its autoscaler may add counts as there."""
+    from ray._private.state import state  # the autoscaler's configuration has no public reading
+
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    found = [_node(g.name, dict(g.resources)) for g in groups for _ in range(g.max_count)]
+    return found or nodes()
+
+
+def _node(group: str, resources: dict[str, float]) -> Node:
+    kind = next((name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")), None)
+    return Node(group, resources.get("CPU", 0.0), resources.get("GPU", 0.0), kind)
 
 
 def capacity() -> tuple[float, float]:

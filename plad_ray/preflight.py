@@ -12,6 +12,7 @@ from typing import Any
 from plad_ray.artifacts import Store
 from plad_ray.config import Experiment, Model, Role
 from plad_ray.errors import PladError
+from plad_ray.placement import Node, asked_by, fits
 from plad_ray.stages import Stage
 from plad_ray.track.choose import check as check_trackers
 
@@ -192,33 +193,15 @@ def _made(model: Model) -> tuple[str, int] | None:
     return None if model.scratch is None else (model.scratch.tokenizer, model.scratch.vocab_size)
 
 
-def check_resources(exp: Experiment, todo: list[Stage], capacity: tuple[float, float]) -> None:
-    """The cluster has the GPUs that the stages ask for. CPUs of a local Ray are logical, so they are Ray's business."""
-    for stage in todo:
-        if stage.gpus > capacity[1]:
-            keys = ", ".join(_gpu_keys(stage))
+def check_resources(exp: Experiment, todo: list[Stage], nodes: list[Node]) -> None:
+    """``nodes``, the most that the cluster may have, have room for what the stages have up. Engines without GPUs start as
+    there is room, so they are Ray's business."""
+    for fit in fits(nodes, asked_by(exp, todo)):
+        if fit.missing and (fit.actor.gpus or fit.stage == "training"):
             raise PladError(
-                f"{stage.name} asks for {stage.gpus:g} GPUs and the Ray cluster has {capacity[1]:g}; lower {keys} (or "
-                "replicas and workers), or point runtime.ray_address at a larger cluster"
+                f"{fit.stage}: {fit.missing} of {fit.wanted} × {fit.actor} of {fit.actor.key} have no place on the Ray "
+                f"cluster: {fit.why}; lower {fit.actor.key}, or point runtime.ray_address at a larger cluster"
             )
-        train = exp.runtime.train
-        if "training" in stage.config and train.workers * train.cpus_per_worker > _logical_cpus():
-            raise PladError(
-                f"{stage.name} asks for {train.workers} workers × {train.cpus_per_worker:g} CPUs and the Ray cluster "
-                f"has {_logical_cpus():g}; lower runtime.train.workers or cpus_per_worker"
-            )
-
-
-def _logical_cpus() -> float:
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 0))
-
-
-def _gpu_keys(stage: Stage) -> list[str]:
-    if "policies" in stage.config:
-        return [f"runtime.{role}.gpus" for role in sorted({p["role"] for p in stage.config["policies"].values()})]
-    return ["runtime.train.gpus_per_worker"]
 
 
 def _used(role: str, todo: list[Stage]) -> bool:

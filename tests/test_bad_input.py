@@ -21,6 +21,7 @@ from plad_ray.config import load
 from plad_ray.errors import PladError
 from plad_ray.objectives.plad import PladRank
 from plad_ray.pipeline import plan
+from plad_ray.placement import Node
 from plad_ray.stages import execute
 from tests.conftest import save_tiny_model
 
@@ -376,7 +377,11 @@ def test_corrupted_artifact(files):
 def test_more_gpus_than_the_cluster_has(files):
     exp = load(files(), ["runtime.teacher.gpus=2", "runtime.train.gpus_per_worker=1"])
     stages = plan(exp).stages
-    with pytest.raises(PladError, match=r"responses asks for 2 GPUs and the Ray cluster has 1; lower runtime\.student"):
-        preflight.check_resources(exp, [stages["responses"]], (8, 1))
-    with pytest.raises(PladError, match=r"distill asks for 1 GPUs .* runtime\.train\.gpus_per_worker"):
-        preflight.check_resources(exp, [stages["distill"]], (8, 0))
+    one, none = Node("one", 8, 1), Node("none", 8, 0)
+    with pytest.raises(
+        PladError, match=r"generation: 1 of 1 × \(2 GPUs, .* no node has more than 1 GPUs; lower runtime\.t"
+    ):
+        preflight.check_resources(exp, [stages["responses"]], [one, none])
+    with pytest.raises(PladError, match=r"training: 1 of 1 × \(1 GPUs, .* there is no GPU; lower runtime\.train"):
+        preflight.check_resources(exp, [stages["distill"]], [none])
+    preflight.check_resources(exp, [stages["distill"]], [none, one])

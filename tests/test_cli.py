@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -21,8 +22,9 @@ from plad_ray import env, preview
 from plad_ray.artifacts import Store
 from plad_ray.cli import app
 from plad_ray.config import Runtime, load
+from plad_ray.logs import within
 from plad_ray.pipeline import plan
-from plad_ray.progress import Board, RemoteReporter
+from plad_ray.progress import Board, RemoteReporter, read_log
 from plad_ray.stages import Job, Outcome, Stage, execute
 
 ROOT = Path(__file__).parents[1]
@@ -210,6 +212,33 @@ def test_progress_of_the_driver_and_its_log_lines():
     assert "warning: teacher wins only 40 %" in text
     logging.getLogger("plad_ray").warning("after the end")
     assert "after the end" not in console.export_text()
+
+
+def test_a_structured_log_says_run_stage_and_request_and_is_read_as_the_plain_one_is():
+    console = Console(force_terminal=False, width=200, file=io.StringIO())
+    with Board(console, run="mine", gpus={"responses": 4}, as_json=True) as board:
+        board.reporter("prompts")
+        board.ended("prompts", True)
+        board.reporter("responses")(10, 100, "rows", tokens_per_s=50.0)
+        board.lines["responses"].started -= 1800
+        board._print_plain()
+        with within("responses"):
+            logging.getLogger("plad_ray").warning("a [bad] \n prompt", extra={"rid": "p1:teacher:0:0"})
+        board.say("[dim]waiting for a lease[/dim]")
+    lines = [json.loads(line) for line in console.file.getvalue().splitlines()]
+    assert {line["run"] for line in lines} == {"mine"} and all(line["time"].endswith("Z") for line in lines)
+    [warning] = [line for line in lines if line["level"] == "warning"]
+    assert (warning["stage"], warning["rid"], warning["message"]) == (
+        "responses",
+        "p1:teacher:0:0",
+        "a [bad] \n prompt",
+    )
+    [progress] = [line for line in lines if line.get("event") == "progress"]
+    assert (progress["plad_stage_done"], progress["plad_stage_tokens_per_second"]) == (10, 50)
+    assert progress["plad_stage_gpu_hours"] == pytest.approx(2, rel=0.01)
+    assert lines[-1]["message"] == "waiting for a lease"
+    seen = read_log(console.file.getvalue())
+    assert seen["prompts"] == ("✓", "0:00") and seen["responses"][0] == "▸" and "GPU hours 2" in seen["responses"][1]
 
 
 def test_progress_travels_from_ray_tasks(ray_session):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from plad_ray.config.base import Count, Positive, Section
 from plad_ray.config.tracking import Track
+
+RoleName = Literal["teacher", "student"]
 
 
 class ApiRuntime(Section):
@@ -80,5 +83,29 @@ class Runtime(Section):
     teacher: Pool = Pool()
     student: Pool = Pool()
     train: TrainRuntime = TrainRuntime()
+    colocate: tuple[RoleName, ...] = Field(
+        (), description="roles whose engines take turns on the same GPUs; those of the others are up together"
+    )
     track: Track = Track()
+    engine_tries: Count = Field(3, description="times an engine may die of one request before it is quarantined")
+    max_quarantined: Annotated[int, Field(ge=0)] = Field(10, description="more requests in quarantine fail the stage")
+    stall_seconds: Positive = Field(
+        1800, description="generation without a finished block for so long ends its engines, which may hang"
+    )
+    engine_metrics: bool = Field(False, description="vLLM's own metrics in Ray's Prometheus endpoint, too")
+    logs: Literal["text", "json"] = Field(
+        "text",
+        description="json: standard error gets one JSON object a line, with run, stage and rid, and so do workers",
+    )
     verify_engine: bool = Field(True, description="after loading an adapter, check that it acts and log-probs agree")
+
+    @field_validator("colocate")
+    @classmethod
+    def _who_takes_turns(cls, roles: tuple[RoleName, ...]) -> tuple[RoleName, ...]:
+        if roles and sorted(roles) != ["student", "teacher"]:
+            raise ValueError("colocate names the roles that take turns: [teacher, student], or nothing")
+        return roles
+
+    def turns(self, roles: Sequence[str]) -> list[list[str]]:
+        """``roles`` whose engines are up at one time, one turn after another."""
+        return [[role] for role in roles] if self.colocate else [list(roles)] if roles else []

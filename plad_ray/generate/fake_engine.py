@@ -1,18 +1,20 @@
 """A deterministic engine without a model, for tests of everything around engines.
 
-``engine_kwargs``: ``seconds`` a block takes, ``fail`` (prompt_ids whose requests fail). A response repeats prompt tokens
-in an order drawn from the request's seed; one in eight is cut at ``max_tokens``.
+``engine_kwargs``: ``seconds`` a block takes, and prompt_ids whose requests ``fail``, ``kill`` the engine's process or
+``hang``. A response repeats prompt tokens in an order drawn from the request's seed; one in eight is cut at ``max_tokens``.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from plad_ray.generate.tasks import ANSWER
+from plad_ray.generate.tasks import ANSWER, map_engine
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -24,18 +26,23 @@ def check(pool: EnginePool) -> None:
     """Nothing can be wrong."""
 
 
+def in_flight(pool: EnginePool) -> int:
+    """Blocks that one replica has at a time."""
+    return 1 if pool.alone else 2
+
+
 def branch(requests: Dataset, pool: EnginePool) -> Dataset:
     """Requests of one pool to ANSWER rows."""
     from ray.data import ActorPoolStrategy
 
     eos = {name: pool.eos(name)[0] for name in pool.policies}
-    return requests.map_batches(
+    return map_engine(
+        requests,
         FakeEngine,
-        fn_constructor_args=(eos, pool.generate.max_tokens, pool.runtime.engine_kwargs),
-        batch_format="pyarrow",
+        (eos, pool.generate.max_tokens, pool.runtime.engine_kwargs),
+        pool,
         batch_size=pool.runtime.batch_size,
-        compute=ActorPoolStrategy(size=pool.runtime.replicas),
-        num_cpus=pool.runtime.cpus,
+        compute=ActorPoolStrategy(size=pool.runtime.replicas, max_tasks_in_flight_per_actor=in_flight(pool)),
     )
 
 
@@ -50,6 +57,10 @@ class FakeEngine:
         return pa.Table.from_pylist([self._answer(row) for row in block.to_pylist()], schema=ANSWER)
 
     def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["prompt_id"] in self.settings.get("kill", ()):
+            os._exit(1)
+        if row["prompt_id"] in self.settings.get("hang", ()):
+            threading.Event().wait()
         if row["prompt_id"] in self.settings.get("fail", ()):
             return {**row, "error": f"RuntimeError: fake failure of {row['prompt_id']}"}
         return {**row, "ids": self._ids(row)}

@@ -20,7 +20,7 @@ from plad_ray.generate import parts
 from plad_ray.generate.endpoint import Endpoint, Failure, read_key
 from plad_ray.generate.pools import EnginePool
 from plad_ray.generate.responses import part_row
-from plad_ray.generate.tasks import ANSWER
+from plad_ray.generate.tasks import ANSWER, map_engine
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -44,16 +44,21 @@ def check(pool: EnginePool) -> None:
     read_key(pool.api.api_key_env)
 
 
+def in_flight(pool: EnginePool) -> int:
+    """As many blocks as hold ``concurrency`` requests, and one more to take their place as they finish."""
+    return 1 if pool.alone else -(-pool.api.concurrency // pool.rows_per_block) + 1
+
+
 def branch(requests: Dataset, pool: EnginePool) -> Dataset:
     """Requests of one pool to ANSWER rows, which are in part files already."""
     from ray.data import ActorPoolStrategy
 
-    # as many blocks as hold `concurrency` requests, and one more to take their place as they finish
-    calls = -(-pool.api.concurrency // pool.rows_per_block) + 1
-    return requests.map_batches(
+    calls = in_flight(pool)
+    return map_engine(
+        requests,
         OpenAIEngine,
-        fn_constructor_args=(pool,),
-        batch_format="pyarrow",
+        (pool,),
+        pool,
         batch_size=None,
         compute=ActorPoolStrategy(
             size=1,
@@ -61,7 +66,6 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=True,
         ),
-        num_cpus=pool.runtime.cpus,
     )
 
 

@@ -31,6 +31,9 @@ class EnginePool:
     generate: Generate
     policies: dict[str, Policy] = field(default_factory=dict)
     out: Artifact | None = None  # of the stage: an engine may publish what it has finished itself
+    tries: int = 1  # of a block whose engine dies
+    alone: bool = False  # one block at a time, and no other beside it
+    metrics: bool = False  # vLLM's own, served by Ray
 
     @property
     def base(self) -> Policy:
@@ -94,7 +97,17 @@ def build_pools(job: Job) -> list[EnginePool]:
         if identity not in pools:
             runtime: Pool = getattr(job.runtime, spec["role"])
             label = f"{spec['role']}-{len(pools)}"
-            pools[identity] = EnginePool(label, spec["role"], spec["engine"], model, runtime, generate, out=job.out)
+            pools[identity] = EnginePool(
+                label,
+                spec["role"],
+                spec["engine"],
+                model,
+                runtime,
+                generate,
+                out=job.out,
+                tries=job.runtime.engine_tries,
+                metrics=job.runtime.engine_metrics,
+            )
         pools[identity].policies[name] = policy
     return list(pools.values())
 

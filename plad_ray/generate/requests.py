@@ -8,7 +8,9 @@ role, not the policy, so the distilled students of a comparison draw the same ra
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +22,19 @@ from plad_ray.generate.pools import EnginePool
 from plad_ray.generate.tasks import BLOCKS_PER_FILE, write_requests
 from plad_ray.models.tokens import encode_prompt
 from plad_ray.slices import Places
+
+
+@dataclass
+class Work:
+    """Requests in all, those left by pool name, and where the files of the latter lie."""
+
+    total: int = 0
+    left: dict[str, int] = field(default_factory=dict)
+    folder: str = field(default_factory=lambda: f"work/remaining-{uuid.uuid4().hex[:8]}")
+
+    @property
+    def done(self) -> int:
+        return self.total - sum(self.left.values())
 
 
 def temperature_text(temperature: float) -> str:

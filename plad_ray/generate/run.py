@@ -5,49 +5,42 @@ requests ─► those without a response ─► one branch an engine pool ─►
 
 from __future__ import annotations
 
+import logging
 import re
 import time
-import uuid
 from collections import Counter
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+import numpy as np
 
 from plad_ray.artifacts import Artifact
 from plad_ray.cluster import connect
 from plad_ray.errors import PladError
 from plad_ray.generate import fake_engine, openai_engine, parts, requests, transformers_engine, verify, vllm_engine
 from plad_ray.generate.pools import EnginePool, build_pools
+from plad_ray.generate.quarantine import MARK, Quarantine
+from plad_ray.generate.requests import Work
 from plad_ray.generate.responses import part_row
 from plad_ray.generate.tasks import ONE_TASK, read_requests
+from plad_ray.generate.watch import blocks
 from plad_ray.stages import Job, Outcome
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-#: An engine module has ``check(pool)`` and ``branch(requests, pool)``.
+logger = logging.getLogger(__name__)
+#: failed requests are logged until there are so many
+SHOWN_ERRORS = 10
+#: An engine module has ``check(pool)``, ``branch(requests, pool)`` and ``in_flight(pool)``.
 ENGINES: dict[str, ModuleType] = {
     "vllm": vllm_engine,
     "transformers": transformers_engine,
     "openai": openai_engine,
     "fake": fake_engine,
 }
-
-
-@dataclass
-class Work:
-    """Requests in all, those left by pool name, and where the files of the latter lie."""
-
-    total: int = 0
-    left: dict[str, int] = field(default_factory=dict)
-    folder: str = ""
-
-    @property
-    def done(self) -> int:
-        return self.total - sum(self.left.values())
 
 
 def run(job: Job) -> Outcome:
@@ -59,27 +52,28 @@ def run(job: Job) -> Outcome:
     pools = build_pools(job)
     for pool in pools:
         ENGINES[pool.engine].check(pool)
-    work = plan(job, pools)
+    generated = Tally(parts.answered(job.out))
+    work = plan(job, pools, generated.done)
     started = time.time()
-    generated = Tally()
     connect(job.runtime)
     verifier = Verifier(job, pools)
     if work.done < work.total:
-        generated = execute(job, pools, work, verifier)
+        execute(job, pools, work, verifier, generated)
     checks = verifier.finish()
     seconds = time.time() - started
     count, errors, policies = parts.publish(job.out, work.total)
     refuse_errors(job, errors, work.total)
-    failed = sum(errors.values())
+    quarantined = sum(count for message, count in errors.items() if message.startswith(MARK))
+    dropped = {"error": sum(errors.values()) - quarantined, "quarantined": quarantined}
     metrics = outcome_metrics(policies, generated, seconds) | ({"verified": checks} if checks else {})
     if paid := openai_engine.totals(job.out, pools):
         metrics["api"] = paid
-    return Outcome(work.total, count, {"error": failed} if failed else {}, metrics)
+    return Outcome(work.total, count, {reason: n for reason, n in dropped.items() if n}, metrics)
 
 
-def plan(job: Job, pools: list[EnginePool]) -> Work:
-    """Write the requests that have no response yet, a folder for each pool. Raises PladError for what does not fit."""
-    done, work = parts.answered(job.out), Work(folder=f"work/remaining-{uuid.uuid4().hex[:8]}")
+def plan(job: Job, pools: list[EnginePool], done: parts.Numbers) -> Work:
+    """Write the requests that are not ``done``, a folder for each pool. Raises PladError for what does not fit."""
+    work = Work()
     for stale in {name.partition("/")[0] for name in job.out.store.files(job.out.file("work"))}:
         if stale.startswith("remaining-"):
             job.out.store.delete(job.out.file(f"work/{stale}"))
@@ -102,8 +96,9 @@ def verified_policies(job: Job, pool: EnginePool) -> list[str]:
 
 @dataclass
 class Tally:
-    """What came back in this run."""
+    """What came back in this run; ``done`` are the requests that have an answer, or that have failed in it."""
 
+    done: parts.Numbers
     rows: int = 0
     tokens: int = 0
     cost: float | None = None  # of an API with known prices
@@ -115,6 +110,7 @@ class Tally:
         if self.engines_ready is None:
             self.engines_ready = seconds
         self.rows += len(rows)
+        self.done.add(np.array([row["number"] for row in rows], np.int64))
         self.tokens += sum(row["num_tokens"] + row["num_reasoning_tokens"] for row in rows)
         self.errors.update(row["error"] for row in rows if row["error"] is not None)
         self.seconds = seconds
@@ -126,32 +122,50 @@ class Tally:
         return self.tokens / (since or self.seconds or 1.0)
 
 
-def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier) -> Tally:
+def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier, tally: Tally) -> None:
     """Generate what is left into part files. Raises PladError as soon as too many requests have failed."""
+    started, before = time.time(), work.done
+    by_policy = {name: pool for pool in pools for name in pool.policies}
+
+    def finished(rows: list[dict[str, Any]], unpublished: list[dict[str, Any]]) -> None:
+        parts.write_part(job.out, unpublished)
+        tally.add(rows, time.time() - started)
+        tally.cost = openai_engine.add_cost(tally.cost, by_policy, rows)
+        for row in rows if tally.errors.total() <= SHOWN_ERRORS else ():
+            if row["error"] is not None:
+                logger.info("%s: %s", row["rid"], row["error"], extra={"rid": row["rid"]})
+        notes = {"errors": tally.errors.total(), "quarantined": quarantine.count, "cost": tally.cost}
+        notes = {name: value for name, value in notes.items() if value}
+        done = min(work.total, before + tally.rows)
+        job.progress(done, work.total, "rows", engines="", tokens_per_s=round(tally.rate, 1), **notes)
+        refuse_errors(job, tally.errors, work.total)
+        verifier.poll(any(row["sampled"] is not None for row in rows))
+
+    def attempt(pools: list[EnginePool], work: Work) -> None:
+        job.progress(before + tally.rows, work.total, "rows", engines="starting")
+        for answers in _answers(job, pools, work):
+            rows = [part_row(by_policy, answer) for answer in answers]
+            finished(rows, [r for r, a in zip(rows, answers, strict=True) if not a.get("published")])
+
+    quarantine = Quarantine(job, tally.done, attempt, lambda row: finished([row], [row]))
+    for turn in job.runtime.turns(sorted({pool.role for pool in pools})):
+        mine = [pool for pool in pools if pool.role in turn]
+        share = replace(work, left={pool.name: work.left[pool.name] for pool in mine})
+        quarantine.complete(mine, share, lambda pool: ENGINES[pool.engine].in_flight(pool))
+
+
+def _answers(job: Job, pools: list[EnginePool], work: Work) -> Iterator[list[dict[str, Any]]]:
+    """ANSWER rows, a block at a time. Raises EngineLost, and PladError for any other failure of an engine."""
     import ray
 
-    started, tally = time.time(), Tally()
-    by_policy = {name: pool for pool in pools for name in pool.policies}
-    job.progress(work.done, work.total, "rows", engines="starting")
-    blocks = _blocks(dataset(job, pools, work))
+    answers = blocks(dataset(job, pools, work), job.runtime.stall_seconds)
     try:
-        for block in blocks:
-            answers = block.to_pylist()
-            rows = [part_row(by_policy, answer) for answer in answers]
-            parts.write_part(job.out, [r for r, a in zip(rows, answers, strict=True) if not a.get("published")])
-            tally.add(rows, time.time() - started)
-            tally.cost = openai_engine.add_cost(tally.cost, by_policy, rows)
-            done = min(work.total, work.done + tally.rows)
-            notes = {} if tally.cost is None else {"cost": tally.cost}
-            job.progress(done, work.total, "rows", engines="", tokens_per_s=round(tally.rate, 1), **notes)
-            if sum(tally.errors.values()) > job.config["generate"]["max_error_fraction"] * work.total:
-                refuse_errors(job, tally.errors, work.total)
-            verifier.poll(any(row["sampled"] is not None for row in rows))
+        for block in answers:
+            yield block.to_pylist()
     except ray.exceptions.RayError as error:
         raise PladError(f"{job.stage}: generation failed: {cause(error)}") from error
     finally:
-        blocks.close()  # ends the execution, and with it the engines
-    return tally
+        answers.close()  # ends the execution, and with it the engines
 
 
 def dataset(job: Job, pools: list[EnginePool], work: Work) -> Dataset:
@@ -176,14 +190,6 @@ def _requests(out: Artifact, folder: str, requests: int, rows_per_block: int) ->
     return numbers.map_batches(
         read, fn_kwargs={"out": out, "folder": folder}, batch_format="pyarrow", batch_size=None, **ONE_TASK
     )
-
-
-def _blocks(rows: Dataset) -> Generator[pa.Table]:
-    """The answers, a block at a time as engines finish them; this process alone has the tokenizers to read them."""
-    block: Any
-    for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if block.num_rows:
-            yield block
 
 
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception)): ?(.*)$", re.MULTILINE)

@@ -6,13 +6,20 @@ fractional CPUs without a bound start dozens of them.
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from plad_ray import records
 from plad_ray.artifacts import Artifact
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from plad_ray.generate.pools import EnginePool
 
 ONE_TASK: dict[str, Any] = {"num_cpus": 0.25, "concurrency": 1}
 #: A request on its way to an engine: ``number`` is its place in the stage's request table, ``verify`` asks for the log-probs
@@ -63,6 +70,27 @@ def read_requests(block: pa.Table, out: Artifact, folder: str) -> pa.Table:
     rows = pa.concat_tables(tables)
     text = ["prompt_text", "prompt_messages"]
     return rows if rows.column("prompt_token_ids").null_count else rows.drop_columns(text)
+
+
+def stored_requests(out: Artifact, folder: str) -> Iterator[dict[str, Any]]:
+    """The request rows of every file in ``folder``, in order."""
+    for name in sorted(out.store.files(out.file(folder))):
+        path = out.store.path(out.file(f"{folder}/{name}"))
+        yield from pq.read_table(path, filesystem=out.store.fs, schema=REQUEST).to_pylist()
+
+
+def map_engine(requests: Dataset, engine: type, arguments: tuple[Any, ...], pool: EnginePool, **how: Any) -> Dataset:
+    """``requests`` through actors of the class ``engine``. Ray would try a block whose engine dies again without end."""
+    with warnings.catch_warnings():  # the named parameters that are to come in its place have none for retries
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return requests.map_batches(
+            engine,
+            fn_constructor_args=arguments,
+            batch_format="pyarrow",
+            num_cpus=pool.runtime.cpus,
+            max_task_retries=pool.tries - 1,
+            **how,
+        )
 
 
 class VllmRequest:

@@ -12,7 +12,7 @@ import torch
 
 from plad_ray.errors import PladError
 from plad_ray.generate.pools import EnginePool, check_context
-from plad_ray.generate.tasks import ANSWER
+from plad_ray.generate.tasks import ANSWER, map_engine
 from plad_ray.models.load import load_base
 from plad_ray.models.sampling import sample
 
@@ -29,18 +29,23 @@ def check(pool: EnginePool) -> None:
     check_context(pool.config(), pool.model)
 
 
+def in_flight(pool: EnginePool) -> int:
+    """Blocks that one replica has at a time."""
+    return 1 if pool.alone else 2
+
+
 def branch(requests: Dataset, pool: EnginePool) -> Dataset:
     """Requests of one pool to ANSWER rows."""
     from ray.data import ActorPoolStrategy
 
     runtime = pool.runtime
-    return requests.map_batches(
+    return map_engine(
+        requests,
         TransformersEngine,
-        fn_constructor_args=(pool,),
-        batch_format="pyarrow",
+        (pool,),
+        pool,
         batch_size=runtime.batch_size,
-        compute=ActorPoolStrategy(size=runtime.replicas),
-        num_cpus=runtime.cpus,
+        compute=ActorPoolStrategy(size=runtime.replicas, max_tasks_in_flight_per_actor=in_flight(pool)),
         num_gpus=runtime.gpus or None,
         accelerator_type=runtime.accelerator_type,
     )

@@ -147,7 +147,21 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
         preprocess_map_kwargs=ONE_TASK,
         postprocess_map_kwargs=ONE_TASK,
     )
+    # the processor's own configuration has no place for it, and Ray would try a block whose engine dies without end
+    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_task_retries"] = pool.tries - 1
     return processor(requests)
+
+
+def concurrent_batches(pool: EnginePool) -> int:
+    """Blocks that one engine works on at a time: as many as fill it, and one that waits."""
+    if pool.alone:
+        return 1
+    return max(2, math.ceil(engine_kwargs(pool).get("max_num_seqs", 256) / pool.runtime.batch_size) + 1)
+
+
+def in_flight(pool: EnginePool) -> int:
+    """Blocks that one replica has at a time."""
+    return 1 if pool.alone else 2 * concurrent_batches(pool)
 
 
 def processor_config(pool: EnginePool) -> Any:
@@ -155,15 +169,15 @@ def processor_config(pool: EnginePool) -> Any:
     from ray.data.llm import vLLMEngineProcessorConfig
 
     runtime, kwargs = pool.runtime, engine_kwargs(pool)
-    sequences = kwargs.get("max_num_seqs", 256)
     return vLLMEngineProcessorConfig(
         model_source=pool.base.base,
         engine_kwargs=kwargs,
         concurrency=(runtime.replicas, runtime.replicas),  # an int would mean autoscaling from 1 (ray #59144)
         batch_size=runtime.batch_size,
-        max_concurrent_batches=max(2, math.ceil(sequences / runtime.batch_size) + 1),
+        max_concurrent_batches=concurrent_batches(pool),
+        max_tasks_in_flight_per_actor=in_flight(pool),
         should_continue_on_error=True,
-        log_engine_metrics=False,
+        log_engine_metrics=pool.metrics,
         accelerator_type=runtime.accelerator_type,
         placement_group_config={"bundles": [{"CPU": runtime.cpus, "GPU": runtime.gpus}]},
         runtime_env={"env_vars": environment(pool)},
@@ -180,7 +194,7 @@ def engine_kwargs(pool: EnginePool) -> dict[str, Any]:
         "dtype": model.dtype,
         "max_model_len": model.max_length,
         "trust_remote_code": base.trust_remote_code,
-        "disable_log_stats": True,
+        "disable_log_stats": not pool.metrics,
         # several GPUs of one machine: Ray's own executor leaves its placement groups behind (ray #64035)
         "distributed_executor_backend": "mp" if pool.runtime.gpus > 1 else "uni",
         # a model's generation_config.json would change sampling behind the experiment's back

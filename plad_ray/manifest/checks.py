@@ -11,8 +11,8 @@ import yaml
 from plad_ray.config import Experiment, parse
 from plad_ray.env import PLAIN, SECRET
 from plad_ray.errors import PladError
-from plad_ray.manifest.fit import Pod, unplaced
 from plad_ray.manifest.quantity import in_bytes
+from plad_ray.placement import Node, asked, fits
 
 EXPERIMENT = "/etc/plad/experiment.yaml"
 #: what keys of known services look like
@@ -187,15 +187,25 @@ def job(documents: list[Document], exp: Experiment) -> Iterator[str]:
 
 def accelerators(documents: list[Document], exp: Experiment) -> Iterator[str]:
     """Every stage fits on the pods of all groups at their largest."""
-    pods: list[Pod] = []
+    pods: list[Node] = []
     for group in _cluster(documents)["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         kind = next(
             (k.partition(":")[2] for k in group.get("resources", {}) if k.startswith("accelerator_type:")), None
         )
-        pod = Pod(group["groupName"], float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)), kind)
+        pod = Node(group["groupName"], float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)), kind)
         pods += [pod] * group["maxReplicas"]
     yield from unplaced(pods, exp)
+
+
+def unplaced(pods: list[Node], exp: Experiment) -> Iterator[str]:
+    """What has no room, stage by stage: generation has its engines up together, training its workers."""
+    for fit in fits(pods, asked(exp)):
+        if fit.missing:
+            yield (
+                f"{fit.stage}: {fit.missing} of {fit.wanted} × {fit.actor} of {fit.actor.key} have no place on the groups' "
+                f"pods ({fit.why}); raise replicas, or lower {fit.actor.key}"
+            )
 
 
 def keys(documents: list[Document], exp: Experiment) -> Iterator[str]:

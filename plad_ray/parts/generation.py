@@ -83,7 +83,8 @@ def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Sta
     config = {"policies": policies, "generate": exp.generate.model_dump(mode="json"), "seed": exp.seed}
     models = {"teacher": exp.teacher.model if exp.teacher else None, "student": exp.student.model}
     hashed = {n: {**p, "model": model_identity(models[p["role"]])} for n, p in policies.items()}  # type: ignore[arg-type]
-    pools = [getattr(exp.runtime, role) for role in sorted({p["role"] for p in policies.values()})]
+    turns = exp.runtime.turns(sorted({p["role"] for p in policies.values()}))
+    together = [[getattr(exp.runtime, role) for role in turn] for turn in turns]
     return Stage(
         name,
         lazy("plad_ray.generate.run"),
@@ -91,8 +92,8 @@ def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Sta
         {"prompts": prompts, **inputs},
         {**config, "policies": hashed},
         version=2,
-        cpus=sum(p.replicas for p in pools if not p.gpus),
-        gpus=sum(p.replicas * p.gpus for p in pools),
+        cpus=max(sum(p.replicas for p in pools if not p.gpus) for pools in together),
+        gpus=max(sum(p.replicas * p.gpus for p in pools) for pools in together),
     )
 
 

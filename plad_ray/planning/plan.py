@@ -225,7 +225,7 @@ def sizes_of(exp: Experiment, prompts: int | None, prompt_tokens: int | None, re
         if not known and split == exp.evaluate.split and exp.evaluate.limit is not None:
             known = [exp.evaluate.limit]
         found[split] = min(known, default=0)
-    unknown = [split for split in ("train", "distill") if not found[split]]
+    unknown = [split for split in ("train", "distill") if not found[split] and data.fractions.get(split, 0) > 0]
     if unknown:
         raise PladError(
             f"how many prompts {' and '.join(unknown)} will have is not in the configuration: give --prompts N"

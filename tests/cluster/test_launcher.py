@@ -13,8 +13,9 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from plad_ray import config
-from plad_ray.manifest.fit import Pod, unplaced
+from plad_ray.manifest.checks import unplaced
 from plad_ray.manifest.render import tag
+from plad_ray.placement import Node
 
 ROOT = Path(__file__).parents[2]
 FILES = {"aws": "A10G", "gcp": "L4"}
@@ -71,7 +72,7 @@ def test_the_job_it_names_fits(name: str, student: str):
     for kind, node in read(name)["available_node_types"].items():
         resources = node["resources"]
         accelerator = next((r.partition(":")[2] for r in resources if ":" in r), None)
-        pods += [Pod(kind, resources["CPU"], resources.get("GPU", 0), accelerator)] * node.get("max_workers", 0)
+        pods += [Node(kind, resources["CPU"], resources.get("GPU", 0), accelerator)] * node.get("max_workers", 0)
     [job] = re.findall(r"plad submit (\S+)", (ROOT / f"cluster/{name}.yaml").read_text())
     exp = config.load(ROOT / job, [f"runtime.student.accelerator_type={student}"])
     assert list(unplaced(pods, exp)) == []

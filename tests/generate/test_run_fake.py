@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -17,7 +19,11 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.errors import PladError
 from plad_ray.generate import parts
 from plad_ray.generate import run as generate_run
+from plad_ray.generate.pools import build_pools
+from plad_ray.generate.quarantine import Quarantine
 from plad_ray.generate.responses import PART
+from plad_ray.generate.tasks import stored_requests
+from plad_ray.generate.watch import EngineLost
 from plad_ray.stages import Stage, run_stage
 from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact, succeeded
 
@@ -117,6 +123,100 @@ def test_an_engine_that_breaks_is_reported_with_its_cause(store, tiny_llama, ray
     job = two_roles(store, tiny_llama, count=3, runtime={"teacher": {"engine_kwargs": {"seconds": "soon"}}})
     with pytest.raises(PladError, match=r"responses: generation failed: TypeError: .*str.* cannot be interpreted"):
         generate_run.run(job)
+
+
+POISON = {"distill-5", "distill-13"}
+
+
+@pytest.mark.chaos
+def test_prompts_that_kill_their_engine_are_quarantined(store, tiny_llama, ray_session):
+    pool = {"batch_size": 4, "replicas": 2, "engine_kwargs": {"kill": sorted(POISON)}}
+    runtime = {"teacher": pool, "student": {"batch_size": 4}, "engine_tries": 2}
+    job = two_roles(store, tiny_llama, count=20, runtime=runtime, max_error_fraction=0.1)
+    run_stage(Stage("responses", generate_run.run, job.config), job)
+    lost = {f"{prompt}:teacher:{temperature}:0" for prompt in POISON for temperature in ("0", "0.7")}
+    errors = list(job.out.rows(folder="errors"))
+    assert {e["rid"] for e in errors} == lost and len(errors) == 4
+    assert {e["error"] for e in errors} == {"quarantined: alone in its engine, killed 2 engines"}
+    assert job.out.manifest["rows"] == {"in": 80, "out": 76, "dropped": {"quarantined": 4}}
+    rids = [r["rid"] for r in job.out.rows()]
+    assert len(rids) == len(set(rids)) == 76 and not lost & set(rids)
+
+
+@pytest.mark.chaos
+def test_an_engine_that_hangs_is_ended_and_its_prompt_quarantined(store, tiny_llama, ray_session):
+    pool = {"batch_size": 4, "engine_kwargs": {"hang": ["distill-5"]}}
+    draws = {"teacher": policy(tiny_llama, draws=[draw(temperatures=(0.7,))])}
+    inputs = {"prompts": prompts_artifact(store, prompt_rows(12))}
+    job = make_job(store, draws, inputs, {"teacher": pool, "stall_seconds": 10}, max_error_fraction=0.1)
+    outcome = generate_run.run(job)
+    assert (outcome.rows_out, outcome.dropped) == (11, {"quarantined": 1})
+    [error] = job.out.rows(folder="errors")
+    assert (error["rid"], error["error"]) == (
+        "distill-5:teacher:0.7:0",
+        "quarantined: alone in its engine, no answer within 10 s",
+    )
+    engines = [p for p in psutil.Process().children(recursive=True) if "FakeEngine" in " ".join(p.cmdline())]
+    assert psutil.wait_procs(engines, timeout=20)[1] == [], "an engine that hangs must not keep its GPU"
+
+
+@pytest.mark.chaos
+def test_engines_that_finish_nothing_are_reported(store, tiny_llama, ray_session):
+    hang = {"teacher": {"batch_size": 4, "engine_kwargs": {"hang": ["distill-0"]}}, "stall_seconds": 10}
+    with pytest.raises(PladError, match=r"no block was finished for 10 s, nor was any before.*runtime\.stall_seconds"):
+        generate_run.run(two_roles(store, tiny_llama, count=2, runtime={**RUNTIME, **hang}))
+
+
+class Engines:
+    """``Quarantine.attempt`` without Ray: a block that holds a request of ``poison`` ends the attempt."""
+
+    def __init__(self, job, poison: set[int], stalled: bool = False):
+        self.job, self.poison, self.stalled = job, poison, stalled
+        self.done, self.lost, self.starts = parts.Numbers(), [], 0
+        self.quarantine = Quarantine(job, self.done, self, self.leave)
+
+    def __call__(self, pools, work):
+        self.starts += 1
+        for pool in pools:
+            rows = list(stored_requests(self.job.out, f"{work.folder}/{pool.name}"))
+            assert [r["number"] for r in rows if r["number"] in self.done] == []
+            for finished, at in enumerate(range(0, len(rows), pool.rows_per_block)):
+                block = [row["number"] for row in rows[at : at + pool.rows_per_block]]
+                if self.poison & set(block):
+                    raise EngineLost("died", self.stalled, finished)
+                self.done.add(np.array(block))
+
+    def leave(self, row):
+        self.lost.append(row)
+        self.done.add(np.array([row["number"]]))
+
+    def run(self):
+        pools = build_pools(self.job)
+        self.quarantine.complete(pools, generate_run.plan(self.job, pools, self.done), lambda pool: 2)
+
+
+def lonely(store, model, **runtime):
+    inputs = {"prompts": prompts_artifact(store, prompt_rows(40))}
+    return make_job(store, {"teacher": policy(model)}, inputs, {"teacher": {"batch_size": 8}, **runtime})
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_the_request_at_fault_is_found_and_the_others_are_answered(store, tiny_llama, stalled):
+    engines = Engines(lonely(store, tiny_llama), {9, 10, 30}, stalled)
+    engines.run()
+    assert sorted(row["number"] for row in engines.lost) == [9, 10, 30]
+    assert all(n in engines.done for n in range(40))
+    why = "no answer within 1800 s" if stalled else "killed 3 engines"
+    assert {row["error"] for row in engines.lost} == {f"quarantined: alone in its engine, {why}"}
+    # each: all together, its window, its block as often as it may die alone; and the last time nothing dies
+    assert engines.starts == 3 * (2 + (1 if stalled else 3)) + 1
+
+
+def test_too_many_in_quarantine_and_silence_from_the_start_are_errors(store, tiny_llama):
+    with pytest.raises(PladError, match=r"3 requests are in quarantine, above runtime.max_quarantined 2 .*distill-39"):
+        Engines(lonely(store, tiny_llama, max_quarantined=2), {20, 30, 39}).run()
+    with pytest.raises(PladError, match=r"nor was any before.*raise runtime.stall_seconds"):
+        Engines(lonely(store, tiny_llama), {3}, stalled=True).run()
 
 
 def test_publish_keeps_every_request_once(store):

@@ -18,9 +18,9 @@ from plad_ray import config
 from plad_ray.cli import app
 from plad_ray.errors import PladError
 from plad_ray.manifest import values
-from plad_ray.manifest.checks import problems
-from plad_ray.manifest.fit import Pod, unplaced
+from plad_ray.manifest.checks import problems, unplaced
 from plad_ray.manifest.render import image_name, manifest, ray_version
+from plad_ray.placement import Node
 from tests.conftest import SHARED
 
 ROOT = Path(__file__).parents[2]
@@ -263,8 +263,8 @@ def test_fractions_of_a_gpu_share_one_and_roles_of_other_stages_do_not_add_up():
         "runtime.student={gpus: 0.5, replicas: 2, cpus: 1}",
         "runtime.train={workers: 2, gpus_per_worker: 1}",
     )
-    assert list(unplaced([Pod("one", 8, 2)], exp)) == []
-    [generation, training] = unplaced([Pod("one", 8, 1)], exp)
+    assert list(unplaced([Node("one", 8, 2)], exp)) == []
+    [generation, training] = unplaced([Node("one", 8, 1)], exp)
     assert "generation: 2 of 2" in generation and "training: 1 of 2" in training
 
 

@@ -162,7 +162,7 @@ def test_an_engine_on_a_machine_without_copies_makes_its_own(s3_root, copies, tm
     job = make_job(store, {"student": student}, inputs, {"store": s3_root})
     pools = build_pools(job)
     assert pools[0].base.base.startswith(str(copies))
-    work = plan_generation(job, pools)
+    work = plan_generation(job, pools, parts.Numbers())
     rows = dataset(job, pools, work)
     shutil.rmtree(copies)  # another machine has none
     answers = rows.take_all()
