@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
@@ -147,7 +148,25 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
         preprocess_map_kwargs=ONE_TASK,
         postprocess_map_kwargs=ONE_TASK,
     )
+    if any(policy.copies for policy in pool.policies.values()):
+        _fetch_first(processor, pool)
     return processor(requests)
+
+
+def _fetch_first(processor: Any, pool: EnginePool) -> None:
+    """Have engines copy their weights out of the object store before they start: they may be on any machine."""
+    name = "vLLMEngineStage"
+    stage = processor.get_stage_by_name(name)
+
+    class FetchingEngine(stage.fn):  # type: ignore[misc, name-defined]
+        def __init__(self, *arguments: Any, fetch: Callable[[], None], **more: Any):
+            fetch()
+            super().__init__(*arguments, **more)
+
+    arguments = {**stage.fn_constructor_kwargs, "fetch": pool.fetch}
+    # A copy: at an assignment Ray's validator runs again without the bundle it has consumed, and asks for a GPU instead,
+    # for which a machine without one waits for ever (seen in Ray 2.60).
+    processor.stages[name] = stage.model_copy(update={"fn": FetchingEngine, "fn_constructor_kwargs": arguments})
 
 
 def processor_config(pool: EnginePool) -> Any:
