@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from pathlib import Path
@@ -23,12 +24,16 @@ PREFIX = "plad-"
 DETACHED = 130
 #: a stopped job has so long to end
 STOP_SECONDS = 60.0
+#: they say on every try which files were packed
+TALKATIVE = ("ray._private.runtime_env.packaging", "ray.dashboard.modules.dashboard_sdk")
 
 
 def connect(address: str) -> JobSubmissionClient:
     """Raises PladError when no cluster answers."""
     from ray.job_submission import JobSubmissionClient
 
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -101,10 +101,11 @@ def cluster(tmp_path_factory):
     port, dashboard = free_port(), free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--num-cpus=8", "--object-store-memory=500000000"]
+    command.append(f"--dashboard-agent-listen-port={free_port()}")  # by default one port for all clusters of a machine
     command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", "--ray-client-server-port=" + str(free_port())]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(dashboard)
+        wait_for(dashboard)
         yield f"http://127.0.0.1:{dashboard}", environment
     finally:
         processes = psutil.Process(head.pid).children(recursive=True)
@@ -122,7 +123,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(port: int, seconds: float = 120) -> None:
+def wait_for(port: int, seconds: float = 120) -> None:
     """Until something listens."""
     deadline = time.time() + seconds
     while True:

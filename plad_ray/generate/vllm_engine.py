@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
@@ -148,8 +149,25 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
         postprocess_map_kwargs=ONE_TASK,
     )
     # the processor's own configuration has no place for it, and Ray would try a block whose engine dies without end
-    processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs["max_task_retries"] = pool.tries - 1
+    processor.get_stage_by_name(ENGINE_STAGE).map_batches_kwargs["max_task_retries"] = pool.tries - 1
+    if any(policy.copies for policy in pool.policies.values()):
+        _fetch_first(processor, pool)
     return processor(requests)
+
+
+def _fetch_first(processor: Any, pool: EnginePool) -> None:
+    """Have engines copy their weights out of the object store before they start: they may be on any machine."""
+    stage = processor.get_stage_by_name(ENGINE_STAGE)
+
+    class FetchingEngine(stage.fn):  # type: ignore[misc, name-defined]
+        def __init__(self, *arguments: Any, fetch: Callable[[], None], **more: Any):
+            fetch()
+            super().__init__(*arguments, **more)
+
+    arguments = {**stage.fn_constructor_kwargs, "fetch": pool.fetch}
+    # A copy: at an assignment Ray's validator runs again without the bundle it has consumed, and asks for a GPU instead,
+    # for which a machine without one waits for ever (seen in Ray 2.60).
+    processor.stages[ENGINE_STAGE] = stage.model_copy(update={"fn": FetchingEngine, "fn_constructor_kwargs": arguments})
 
 
 def concurrent_batches(pool: EnginePool) -> int:

@@ -151,14 +151,16 @@ def test_a_store_that_is_not_there_is_said_at_once(s3_server, tmp_path, root, me
 
 
 @pytest.mark.slow
-def test_an_engine_on_a_machine_without_copies_makes_its_own(s3_root, copies, tmp_path, ray_session):
+@pytest.mark.engine
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_an_engine_on_a_machine_without_copies_makes_its_own(engine, s3_root, copies, tmp_path, ray_session):
     store = Store(s3_root)
     model = Artifact(store, "sft-1")
     store.upload(save_tiny_model(tmp_path / "model"), model.file("files"))
     model.finish({"name": "sft"})
     inputs = {"prompts": prompts_artifact(store, prompt_rows(6)), "student/0": model}
     section = Model(scratch=Scratch(config={"hidden_size": 64}), max_length=48)
-    student = {"model": section.model_dump(mode="json"), "engine": "transformers", "role": "student", "draws": [draw()]}
+    student = {"model": section.model_dump(mode="json"), "engine": engine, "role": "student", "draws": [draw()]}
     job = make_job(store, {"student": student}, inputs, {"store": s3_root})
     pools = build_pools(job)
     assert pools[0].base.base.startswith(str(copies))
