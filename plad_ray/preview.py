@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from plad_ray.artifacts import Store
-from plad_ray.config import SPLITS, Experiment
+from plad_ray.config import SPLITS, Data, Experiment
 from plad_ray.placement import Node, asked_by, fits
 from plad_ray.stages import Stage, closure, pending
 
@@ -88,29 +88,28 @@ def workers(exp: Experiment, stage: Stage) -> str:
 
 def rows(exp: Experiment, stages: list[Stage], store: Store) -> dict[str, Rows]:
     """Rows that each stage writes: from its manifest when it is finished, else as far as the configuration tells."""
-    sizes = split_sizes(exp, stages, store)
     counts: dict[str, Rows] = {}
     for stage in stages:
         artifact = stage.artifact(store)
         if artifact.finished:
             counts[stage.title] = Rows(artifact.manifest["rows"]["out"], True)
         else:
-            counts[stage.title] = _derived(exp, stage, sizes, counts)
+            counts[stage.title] = _derived(exp, stage, split_sizes(stage.inputs.get("prompts", stage), store), counts)
     return counts
 
 
-def split_sizes(exp: Experiment, stages: list[Stage], store: Store) -> dict[str, int]:
+def split_sizes(prompts: Stage, store: Store) -> dict[str, int]:
     """Prompts by split: known once they are prepared, and for the demo from its configuration."""
-    prompts = next((s.artifact(store) for s in stages if s.name == "prompts"), None)
-    if prompts is not None and prompts.finished:
-        return dict(prompts.manifest["metrics"]["splits"])
-    if exp.data.source == "demo":
-        return {s: min(n, exp.data.limit or n) for s, n in exp.data.sizes.items()}
-    return {}
+    if "data" not in prompts.config:
+        return {}
+    if prompts.artifact(store).finished:
+        return dict(prompts.artifact(store).manifest["metrics"]["splits"])
+    data = Data.model_validate(prompts.config["data"])
+    return {s: min(n, data.limit or n) for s, n in data.sizes.items()} if data.source == "demo" else {}
 
 
 def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
-    if stage.name == "prompts":
+    if "data" in stage.config:
         return Rows(sum(sizes[s] for s in SPLITS), True) if sizes else Rows(None)
     if "policies" in stage.config:
         return Rows(_requests(stage, sizes))
@@ -126,9 +125,10 @@ def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[
     if isinstance(stage.config.get("scorer"), dict):
         return _scores(exp, stage, sizes, counts)
     if stage.name == "evaluate":
-        prompts = _capped(Rows(sizes.get(exp.evaluate.split)), exp.evaluate.limit).count
-        policies = len(exp.arms()) + 1 + (exp.teacher is not None)
-        return Rows(None if prompts is None else prompts * len(exp.evaluate.temperatures) * policies)
+        evaluate = stage.config["evaluate"]
+        prompts = _capped(Rows(sizes.get(evaluate["split"])), evaluate["limit"]).count
+        policies = len(stage.config["arms"]) + 1 + (exp.teacher is not None)
+        return Rows(None if prompts is None else prompts * len(evaluate["temperatures"]) * policies)
     return Rows(0, True)  # a report, a choice: files
 
 

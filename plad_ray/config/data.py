@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,11 @@ class Data(Section):
     group_split: bool = Field(True, description="rows of one group stay in one split (no leakage)")
     limit: Count | None = Field(None, description="a pilot: at most this many rows in each split")
     max_prompt_chars: Count | None = None
+    facts: tuple[Annotated[int, Field(ge=1, le=20)], ...] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # prompts that were made before keep their name
+        description="demo: numbers of facts in a post, drawn evenly; null: 2, 2 and 3, as the demo has them",
+    )
     responses: str | None = Field(None, description="existing teacher responses to import instead of generating")
     pairs: str | None = Field(None, description="finished preference pairs to import instead of making them")
 
@@ -54,6 +59,10 @@ class Data(Section):
         elif self.source == "files" and len(given) != 1:
             raise ValueError(
                 f"data.source files needs exactly one of path, splits_paths, hub; given: {given or 'none'}"
+            )
+        if self.facts is not None and (self.source != "demo" or not self.facts):
+            raise ValueError(
+                "data.facts are one or more numbers, of the demo's posts: other sources have their own texts"
             )
         if abs(sum(self.fractions.values()) - 1) > 1e-6:
             raise ValueError(f"data.fractions must add up to 1; they add up to {sum(self.fractions.values()):g}")

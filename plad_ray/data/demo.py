@@ -7,7 +7,9 @@ mistake in some of them: drops a fact, swaps a word, or repeats a fact. So they 
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 Verdict = Literal["kept", "redundant", "wrong"]
@@ -38,6 +40,7 @@ OPENING, CUE, STOP = "post :", "summary :", "."
 FACT_COUNTS = (2, 2, 3)  # drawn evenly: one post in three is a long one
 FILLER_COUNT = 2
 MISTAKE_RATE = 0.35
+ANNOTATOR_ERRORS = 0.2  # of the pairs that a simulated annotator orders
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,32 @@ class Mark:
     verdict: Verdict
 
 
-def generate(n: int, seed: int) -> list[Example]:
+def generate(n: int, seed: int, fact_counts: Sequence[int] = FACT_COUNTS) -> list[Example]:
     """Make `n` examples with distinct prompts; the same arguments always give the same list."""
     rng = random.Random(seed)
     examples: dict[str, Example] = {}
     while len(examples) < n:
-        example = _example(rng)
+        example = _example(rng, fact_counts)
         examples.setdefault(example.prompt, example)
     return list(examples.values())
+
+
+def preferences(n: int, seed: int) -> list[tuple[str, str, str]]:
+    """`n` pairs of human summaries as a simulated annotator orders them: prompt, chosen, rejected. Each pair has a better
+    one by `reward`; the annotator takes the other in a fifth of the pairs."""
+    rng = random.Random(f"preferences {seed}")
+    found: list[tuple[str, str, str]] = []
+    for example in generate(n, seed):
+        post_facts = [tuple(fact.split()) for fact in facts(example.prompt)]
+        while True:
+            pair = sorted(
+                (_text(_human_summary(post_facts, rng)) for _ in range(2)), key=partial(reward, example.prompt)
+            )
+            if reward(example.prompt, pair[0]) != reward(example.prompt, pair[1]):
+                break
+        worse, better = pair if rng.random() >= ANNOTATOR_ERRORS else reversed(pair)
+        found.append((example.prompt, better, worse))
+    return found
 
 
 def vocabulary() -> list[str]:
@@ -113,9 +134,9 @@ def reward(prompt: str, response: str, reference: str | None = None) -> float:
     return kept / asked_or_given if asked_or_given else 0.0
 
 
-def _example(rng: random.Random) -> Example:
+def _example(rng: random.Random, fact_counts: Sequence[int]) -> Example:
     """Draw a post and a reference for it."""
-    count = rng.choice(FACT_COUNTS)
+    count = rng.choice(fact_counts)
     post_facts = [(subject, *_words(FACT_SLOTS[1:], rng)) for subject in rng.sample(SUBJECTS, count)]
     fillers = [_words(FILLER_SLOTS, rng) for _ in range(FILLER_COUNT)]
     places = set(rng.sample(range(count + FILLER_COUNT), count))

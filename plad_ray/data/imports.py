@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from plad_ray.config import Pairs
 from plad_ray.data import reading
-from plad_ray.data.rows import Record, is_messages, messages_of, messages_text, short_hash
+from plad_ray.data.rows import Record, is_messages, prompt_of, short_hash, text_of
 from plad_ray.errors import PladError
 from plad_ray.pairs import build, stats
 from plad_ray.records import MESSAGES, RESPONSE
@@ -21,6 +21,7 @@ from plad_ray.stages import Job, Outcome
 
 logger = logging.getLogger("plad_ray")
 FINISH_REASONS = ("stop", "length")
+PAIRS = "data.pairs needs prompt, chosen, rejected"
 JOINED = pa.schema(
     [("prompt", pa.string()), ("messages", MESSAGES), ("prompt_id", pa.string()), ("order", pa.string())]
     + [(f"{side}_{name}", pa.string()) for side in build.SIDES for name in build.FIELDS]
@@ -117,7 +118,7 @@ class _Prompts:
                 f"{record.where}: no column prompt_id or prompt to match it by; columns there are: "
                 f"{', '.join(record.values)}"
             )
-        return self.with_text(_prompt(record)[0])
+        return self.with_text(prompt_of(record, PAIRS)[0])
 
     def with_text(self, text: str) -> list[str]:
         return self.by_text.get(short_hash(text.strip()), [])
@@ -133,7 +134,7 @@ def _records(job: Job, option: str) -> Iterator[Record]:
 
 
 def _response(record: Record, prompt_id: str, split: str, count: int) -> dict[str, Any]:
-    text = _text(record, "response", "data.responses")
+    text = text_of(record, "response", "data.responses")
     temperature, sample = _number(record, "temperature", 0.0), _number(record, "sample", float(count))
     if not sample.is_integer() or sample < 0:
         raise PladError(f"{record.where} column 'sample': expected 0, 1, 2, …, found {sample:g}")
@@ -154,48 +155,23 @@ def _response(record: Record, prompt_id: str, split: str, count: int) -> dict[st
 
 
 def _pair(record: Record, prompts: _Prompts, number: int) -> tuple[dict[str, Any], bool]:
-    prompt, messages = _prompt(record)
+    prompt, messages = prompt_of(record, PAIRS)
     known = prompts.find(record)
     given = record.values.get("prompt_id")
     row = {"prompt": prompt, "messages": messages, "order": record.values.get("order") or "pseudo"}
     row["prompt_id"] = str(given) if given is not None else known[0] if known else short_hash(prompt, messages)
     for side in build.SIDES:
-        cell = record.get(side, "data.pairs needs prompt, chosen, rejected")
+        cell = record.get(side, PAIRS)
         if is_messages(cell) != (messages is not None):
             raise PladError(f"{record.where}: prompt and {side} must be both text or both messages")
         score = _number(record, f"{side}_score", math.nan)
         row |= {
-            f"{side}_text": _text(record, side, "data.pairs"),
+            f"{side}_text": text_of(record, side, "data.pairs"),
             f"{side}_rid": f"imported:{number}:{side}",
             f"{side}_finish_reason": _finish_reason(record, f"{side}_finish_reason"),
             f"{side}_score": None if math.isnan(score) else score,
         }
     return row, messages is not None
-
-
-def _prompt(record: Record) -> tuple[str, list[dict[str, str]] | None]:
-    """Readable text of the prompt, and its messages when it is a conversation."""
-    cell = record.get("prompt", "data.pairs needs prompt, chosen, rejected")
-    if is_messages(cell):
-        messages = messages_of(cell, f"{record.where} column 'prompt'", "user")
-        return messages_text(messages), messages
-    if not isinstance(cell, str) or not cell.strip():
-        raise PladError(f"{record.where} column 'prompt': expected text or chat messages, found {cell!r}")
-    return cell, None
-
-
-def _text(record: Record, column: str, option: str) -> str:
-    """A text, or the content of one assistant message."""
-    cell = record.get(column, option)
-    what = f"{record.where} column {column!r}"
-    if is_messages(cell):
-        messages = messages_of(cell, what, "assistant")
-        if len(messages) > 1:
-            raise PladError(f"{what}: expected one assistant message; put the turns before it into the prompt column")
-        return messages[0]["content"]
-    if not isinstance(cell, str):
-        raise PladError(f"{what}: expected text or one assistant message, found {cell!r}")
-    return cell
 
 
 def _number(record: Record, column: str, default: float) -> float:

@@ -92,6 +92,31 @@ def reference_text(value: Any, what: str) -> str:
     return value
 
 
+def prompt_of(record: Record, option: str) -> tuple[str, Messages | None]:
+    """Readable text of the cell ``prompt``, and its messages when it is a conversation."""
+    cell = record.get("prompt", option)
+    if is_messages(cell):
+        messages = messages_of(cell, f"{record.where} column 'prompt'", "user")
+        return messages_text(messages), messages
+    if not isinstance(cell, str) or not cell.strip():
+        raise PladError(f"{record.where} column 'prompt': expected text or chat messages, found {cell!r}")
+    return cell, None
+
+
+def text_of(record: Record, column: str, option: str) -> str:
+    """A text, or the content of one assistant message."""
+    cell = record.get(column, option)
+    what = f"{record.where} column {column!r}"
+    if is_messages(cell):
+        messages = messages_of(cell, what, "assistant")
+        if len(messages) > 1:
+            raise PladError(f"{what}: expected one assistant message; put the turns before it into the prompt column")
+        return messages[0]["content"]
+    if not isinstance(cell, str):
+        raise PladError(f"{what}: expected text or one assistant message, found {cell!r}")
+    return cell
+
+
 def fill(template: str, option: str, record: Record, own: Mapping[str, str], join: str) -> str:
     """Put cells into ``{column}`` fields; ``own`` holds the texts of the mapped columns and comes first.
 

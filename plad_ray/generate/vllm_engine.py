@@ -26,6 +26,8 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: model types that vLLM serves without adapters only (their classes in vllm/model_executor/models lack SupportsLoRA)
 WITHOUT_LORA = ("bloom", "dbrx", "falcon", "gpt2", "gptj", "stablelm")
+#: what Ray's processor calls its stage that holds the engine
+ENGINE_STAGE = "vLLMEngineStage"
 #: sequences a CPU engine works on at once
 CPU_SEQUENCES = 128
 #: engine arguments that change the text, and so belong to identity, or that this module sets: where each one lives

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from plad_ray.artifacts import hash_path
 from plad_ray.config import Experiment
+from plad_ray.data import reading
 from plad_ray.data.identity import identity
 from plad_ray.errors import PladError
 from plad_ray.parts.common import lazy
@@ -32,6 +34,20 @@ def imported_pairs(exp: Experiment, prompts: Stage) -> Stage | None:
     if exp.data.pairs is None:
         return None
     return _import("run_pairs", "pairs", "data.pairs", exp.data.pairs, prompts)
+
+
+def preferences(exp: Experiment, path: str | None, limit: int | None) -> Stage:
+    """Human preferences in files (a path, folder or glob), at most ``limit``; without a path those of the demo task."""
+    if path is None and exp.data.source != "demo":
+        raise PladError("study.pairs: only the demo task has preferences of its own; name a file, folder or glob")
+    config: dict[str, Any] = {"path": None, "limit": limit, "seed": exp.seed}
+    if path is None:
+        config["limit"] = limit or exp.data.sizes["test"]
+        return Stage("preferences", lazy("plad_ray.data.preferences"), config, ray=False)
+    files = reading.expand(path, "study.pairs")
+    config |= {"path": [str(file.resolve()) for file in files], "source": [hash_path(file) for file in files]}
+    identity = {"source": config["source"], "limit": limit}
+    return Stage("preferences", lazy("plad_ray.data.preferences"), config, {}, identity, ray=False)
 
 
 def _import(function: str, name: str, key: str, path: str, prompts: Stage) -> Stage:

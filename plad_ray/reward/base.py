@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from plad_ray.config import Scorer
+from plad_ray.config.evaluation import PLAIN
 from plad_ray.errors import PladError
+from plad_ray.reward.formats import FORMATS, Format
 
 #: Scores a batch: three lists of the same length N (a reference may be None) -> N floats, larger is better.
 Score = Callable[[list[str], list[str], list[str | None]], list[float]]
@@ -24,7 +27,15 @@ FUNCTION = "plad_ray.reward.function:FunctionScorer"
 
 def build(scorer: Scorer, dialogue: bool = False) -> Score:
     """The scorer's callable. ``dialogue``: prompts are conversations, whose end matters more than their beginning."""
-    return _kind(scorer)(scorer, dialogue)
+    score: Score = _kind(scorer)(scorer, dialogue)
+    return score if scorer.format == PLAIN else partial(_formatted, score, FORMATS[scorer.format])
+
+
+def _formatted(
+    score: Score, shown: Format, prompts: list[str], responses: list[str], references: list[str | None]
+) -> list[float]:
+    pairs = [shown(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    return score([question for question, _ in pairs], [answer for _, answer in pairs], references)
 
 
 def check(scorer: Scorer) -> None:

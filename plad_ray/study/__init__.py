@@ -22,6 +22,8 @@ STUDIES = {
     "calibration": "plad_ray.study.calibration",
     "judge": "plad_ray.study.judge",
     "tax": "plad_ray.study.tax",
+    "teacher": "plad_ray.study.teacher",
+    "reward": "plad_ray.study.reward",
 }
 
 

@@ -16,7 +16,8 @@ S = TypeVar("S", bound=StudySettings)
 
 @dataclass(frozen=True)
 class Plan:
-    """What can be planned with what is finished now. ``exp`` stands for all its experiments: same models and runtime.
+    """What can be planned with what is finished now. ``exp`` stands for all its experiments: same runtime, and the same
+    models but for those of ``variants``.
 
     ``last`` makes the study's artifact; None: the study is planned anew when ``targets`` are finished, and ``then``
     says what comes. ``dashboard``: a local Ray needs its State API, by which Ray Train notices a trial that was stopped.
@@ -27,6 +28,7 @@ class Plan:
     last: Stage | None = None
     then: str = ""
     dashboard: bool = False
+    variants: tuple[Experiment, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.study.result import Column, Interval, Kind, Series
+from plad_ray.study.statistics import ends
 
 LABELS = {TEACHER: "teacher", INITIAL: "initial student"}
 ARM = Column(key="arm", label="", unit="text")
@@ -28,6 +31,13 @@ def points(name: str, found: Sequence[tuple[float, Interval]], kind: Kind = "lin
         low=tuple(e.low for _, e in found),
         high=tuple(e.high for _, e in found),
     )
+
+
+def band(name: str, x: np.ndarray, y: np.ndarray, y_XR: np.ndarray, confidence: float) -> Series:
+    """A curve fitted to the points of ``name``, in their colour, with the interval of its R resamples at each x."""
+    low, high = ends(y_XR, confidence, axis=1)
+    values = {key: tuple(map(float, v)) for key, v in {"x": x, "y": y, "low": low, "high": high}.items()}
+    return Series(name=f"{name}, fitted", kind="band", group=name, **values)
 
 
 def interval(found: Interval) -> str:

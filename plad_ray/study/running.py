@@ -13,9 +13,9 @@ from plad_ray import preflight, preview
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment, StudySettings, load_study
 from plad_ray.running import make_console, run_stages
-from plad_ray.stages import check
+from plad_ray.stages import Stage, check
 from plad_ray.study import STUDIES, find
-from plad_ray.study.base import Study
+from plad_ray.study.base import Plan, Study
 from plad_ray.study.stage import read
 from plad_ray.study.terminal import render
 
@@ -54,17 +54,23 @@ def finish(
         plan = study.plan(exp, settings, store)
         targets = plan.targets if plan.last is None else [plan.last]
         todo = check(targets, store)
-        preflight.check(plan.exp, todo)
+        check_models(plan, todo)
         if todo:
             run_stages(plan.exp, targets, todo, store, console, verbose, f"study {study.name}", plan.dashboard)
         if plan.last is not None:
             return plan.last.artifact(store)
 
 
+def check_models(plan: Plan, todo: list[Stage]) -> None:
+    """What the stages ``todo`` will use, in each experiment that has models of its own."""
+    for exp in plan.variants or (plan.exp,):
+        preflight.check(exp, todo)
+
+
 def preview_plan(study: Study[Any], exp: Experiment, settings: StudySettings, store: Store, console: Console) -> None:
     plan = study.plan(exp, settings, store)
     targets = plan.targets if plan.last is None else [plan.last]
-    preflight.check(plan.exp, check(targets, store))
+    check_models(plan, check(targets, store))
     console.print(preview.table(plan.exp, targets, store))
     if plan.last is None:
         console.print(f"then: {plan.then}")

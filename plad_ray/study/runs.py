@@ -38,8 +38,9 @@ class Runs:
     against: str
 
     @classmethod
-    def of(cls, job: Job) -> Runs:
-        found = evaluations(job)
+    def of(cls, job: Job, prefix: str = EVALUATION) -> Runs:
+        """From the inputs ``<prefix><seed>``."""
+        found = evaluations(job, prefix)
         frames = tuple(Frame.from_rows(artifact.table()) for artifact in found.values())
         evaluate = evaluate_of(job)
         scored = any(not np.isnan(cell["reference_score"]).all() for f in frames for cell in f.cells.values())
@@ -120,9 +121,9 @@ def intervals(strata: list[np.ndarray], evaluate: Evaluate, null: float = 0.0) -
     return [None if e is None else Interval(mean=e.mean, low=e.low, high=e.high, p=e.p, n=e.n) for e in found]
 
 
-def evaluations(job: Job) -> dict[int, Artifact]:
+def evaluations(job: Job, prefix: str = EVALUATION) -> dict[int, Artifact]:
     """Evaluation artifacts by seed."""
-    return {int(key.removeprefix(EVALUATION)): a for key, a in job.inputs.items() if key.startswith(EVALUATION)}
+    return {int(key.removeprefix(prefix)): a for key, a in job.inputs.items() if key.startswith(prefix)}
 
 
 def corrected(found: Mapping[K, Interval | None]) -> dict[K, Interval | None]:

@@ -14,7 +14,7 @@ from plad_ray.stages import Job
 from plad_ray.study.arms import Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_scorer
-from plad_ray.study.pieces import ARM, TEMPERATURE, how, interval, points
+from plad_ray.study.pieces import ARM, TEMPERATURE, band, how, interval, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs
 from plad_ray.study.statistics import ends, log_fit, more_for
@@ -41,9 +41,7 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     needs_scorer(exp, "scaling")
     seeds = Seeds.of(exp, settings)
     prompts = [parts.prompts(seeded) for _, seeded in seeds]
-    sizes = [
-        preview.split_sizes(seeded, [p], store).get("distill") for (_, seeded), p in zip(seeds, prompts, strict=True)
-    ]
+    sizes = [preview.split_sizes(stage, store).get("distill") for stage in prompts]
     known = [size for size in sizes if size is not None]
     if len(known) < len(sizes):
         return Plan(exp, prompts, then="each arm is trained on shares of the prompts that are there")
@@ -152,15 +150,8 @@ class Fit:
     def band(self) -> Series:
         x = np.geomspace(min(self.n), max(self.n), CURVE_POINTS)
         y_XR = self.a_R[None] + self.b_R[None] * np.log(x)[:, None]
-        low, high = ends(y_XR, self.found.evaluate.confidence, axis=1)
         y = self.a + self.b * np.log(x)
-        series = {"x": x, "y": y, "low": low, "high": high}
-        return Series(
-            name=f"{self.arm}, fitted",
-            kind="band",
-            group=self.arm,
-            **{k: tuple(map(float, v)) for k, v in series.items()},
-        )
+        return band(self.arm, x, y, y_XR, self.found.evaluate.confidence)
 
 
 def by_share(measured: Measured) -> Table:

@@ -23,6 +23,17 @@ def log_fit(n: Sequence[float], y_SR: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return a, b
 
 
+def line_fit(x_KR: np.ndarray, y_KR: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares of y = a + b·x through K points and Pearson's r, for each of R columns: a, b, r [R]. A column whose x
+    or y are all the same has a flat line and no correlation: b and r are 0."""
+    x, y = x_KR - x_KR.mean(0), y_KR - y_KR.mean(0)
+    xx, xy, yy = (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)
+    b = np.divide(xy, xx, out=np.zeros_like(xy), where=xx > 0)
+    spread = np.sqrt(xx * yy)
+    r = np.divide(xy, spread, out=np.zeros_like(xy), where=spread > 0)
+    return y_KR.mean(0) - b * x_KR.mean(0), b, r
+
+
 def more_for(gain: float, n: float, b: np.ndarray) -> np.ndarray:
     """How many beyond ``n`` lift y = a + b·ln n by ``gain``; infinite where the curve does not rise."""
     with np.errstate(divide="ignore", over="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from statistics import fmean
 
 import pytest
@@ -41,6 +42,38 @@ def test_numbers_equal_those_from_the_stored_rows(here):
     ]
     ran = [stage.name for stage in here.ran]
     assert ran.count("tax-responses") == ran.count("proxy-seqkd") == 1, "all students answer in one generation"
+
+
+def test_the_second_task_is_read_and_answered_by_every_student(here):
+    lines = [{"prompt": f"w{i} w{i % 4} w9", "reference": f" w{i % 3} w{i}"} for i in range(1, 9)]
+    (here.folder / "second.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fractions = {"train": 0.25, "distill": 0.25, "dev": 0.0, "test": 0.5}
+    data = {"source": "files", "path": str(here.folder / "second.jsonl"), "fractions": fractions}
+    settings = {"base_weights": [0.5], "kinds": ["plain"], "second": {"data": data, "limit": 3}}
+    result, store, last = here.run("tax", here.experiment(), **settings)
+    own, second = result.tables
+    start, scored = (named(last, store, name)[0] for name in ("second-start-scores", "second-responses-scores"))
+    _, read = (a for a in named(last, store, "likelihoods"))
+    references = {r["prompt_id"]: r["score"] for r in rows(scored) if r["policy"] == "reference"}
+    names = {"start": "student", "as distilled": "distilled", "plain": "distilled-plain-50"}
+    nlls, wins = {}, {}
+    for row in second.rows:
+        name = names[row[1]]
+        found = {r["rid"]: -r["logp"] / r["tokens"] for r in rows(read) if r["reader"] == name}
+        nlls[name], texts = found, [r for r in rows(start if row[1] == "start" else scored) if r["policy"] == name]
+        wins[name] = {r["prompt_id"]: win(r["score"], references[r["prompt_id"]]) for r in texts}
+        assert row[5].mean == pytest.approx(fmean(found.values())) and row[5].n == len(found) == 3
+        assert row[4].mean == pytest.approx(fmean(wins[name].values()))
+    changed = {row[1]: row[7:] for row in second.rows}
+    assert changed["start"] == changed["as distilled"] == (None, None)
+    for found, change in zip((wins, nlls), changed["plain"], strict=True):
+        less = fmean(found["distilled-plain-50"].values()) - fmean(found["distilled"].values())
+        assert change.mean == pytest.approx(less)
+    shown, of_second = result.figures
+    assert of_second.series[0].y == shown.series[0].y and of_second.series[0].x[0] == pytest.approx(
+        fmean(nlls["distilled"].values())
+    )
+    assert "second task" in result.summary[1] and len(own.rows) == len(second.rows) == 3
 
 
 def student(name: str, quality: float, nll: float) -> tax.Student:

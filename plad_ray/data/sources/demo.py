@@ -16,7 +16,7 @@ ORDER: tuple[SplitName, ...] = ("test", "dev", "train", "distill")
 
 def splits(data: Data, seed: int) -> dict[SplitName, list[Row]]:
     """``data.sizes[split]`` rows for every split."""
-    examples = iter(demo.generate(sum(data.sizes[split] for split in ORDER), seed))
+    examples = iter(demo.generate(sum(data.sizes[split] for split in ORDER), seed, data.facts or demo.FACT_COUNTS))
     return {
         split: [Row(e.prompt, e.reference, short_hash(e.prompt)) for e in islice(examples, data.sizes[split])]
         for split in ORDER

@@ -27,19 +27,17 @@ def convert(record: Record, data: Data) -> Row | str:
     """One row, or why there is none: ``no_shared_prompt`` or ``empty_response``."""
     chosen = _text(record, "chosen")
     if "prompt" in record.values:
-        prompt, response = _text(record, "prompt").rstrip(), chosen
+        prompt, remainder = _text(record, "prompt").rstrip(), chosen
     else:
-        prompt, response = split(chosen, _text(record, "rejected"))
-    if not prompt.startswith(HUMAN) or not prompt.endswith(ASSISTANT):
+        prompt, remainder = split(chosen, _text(record, "rejected"))
+    if not is_dialogue(prompt):
         return "no_shared_prompt"
-    response = TURN.split(response, maxsplit=1)[0].rstrip()
-    if not response:
+    if not (reference := response(remainder)):
         return "empty_response"
     group = group_of(record, data, first_turn(prompt))
     if data.max_prompt_chars is not None:
         prompt = truncate(prompt, data.max_prompt_chars)
-    response = response if response.startswith(" ") else f" {response}"
-    return Row(prompt, response, group, messages(prompt), id_of(record, data))
+    return Row(prompt, reference, group, messages(prompt), id_of(record, data))
 
 
 def split(chosen: str, rejected: str) -> tuple[str, str]:
@@ -48,6 +46,17 @@ def split(chosen: str, rejected: str) -> tuple[str, str]:
     end = shared.rfind(ASSISTANT)
     end = 0 if end < 0 else end + len(ASSISTANT)
     return chosen[:end], chosen[end:]
+
+
+def is_dialogue(prompt: str) -> bool:
+    """Whether it begins with a human turn and ends where the assistant's next one begins."""
+    return prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT)
+
+
+def response(remainder: str) -> str:
+    """What the assistant says before any further turn, after one space; empty where that is nothing."""
+    text = TURN.split(remainder, maxsplit=1)[0].rstrip()
+    return text if not text or text.startswith(" ") else f" {text}"
 
 
 def truncate(prompt: str, limit: int) -> str:
