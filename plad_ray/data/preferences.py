@@ -53,12 +53,12 @@ def run(job: Job) -> Outcome:
     kept: dict[str, Preference] = {}
     dropped: Counter[str] = Counter()
     for pair in found:
-        reason = (
-            pair if isinstance(pair, str) else "identical" if pair.chosen.strip() == pair.rejected.strip() else None
-        )
-        key = "" if isinstance(pair, str) else short_hash(*pair)
-        if reason or key in kept:
-            dropped[reason or "duplicate"] += 2
+        if isinstance(pair, str):
+            dropped[pair] += 2
+        elif pair.chosen.strip() == pair.rejected.strip():
+            dropped["identical"] += 2
+        elif (key := short_hash(*pair)) in kept:
+            dropped["duplicate"] += 2
         else:
             kept[key] = pair
     if not kept:

@@ -161,7 +161,7 @@ def _fetch_first(processor: Any, pool: EnginePool) -> None:
     """Have engines copy their weights out of the object store before they start: they may be on any machine."""
     stage = processor.get_stage_by_name(ENGINE_STAGE)
 
-    class FetchingEngine(stage.fn):  # type: ignore[misc, name-defined]
+    class FetchingEngine(stage.fn):  # type: ignore[name-defined]
         def __init__(self, *arguments: Any, fetch: Callable[[], None], **more: Any):
             fetch()
             super().__init__(*arguments, **more)

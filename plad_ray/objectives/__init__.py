@@ -56,7 +56,8 @@ def build(name: str, params: dict[str, Any]) -> Objective:
     if unknown:
         raise PladError(f"objective {name} has no field {unknown[0]!r}; its fields: {', '.join(known)}")
     try:
-        return _validator(kind).validate_python(params)  # checks types: YAML reads 1e-3 as text
+        validator = _validator(kind)  # type: ignore[arg-type]  # mypy takes its instances' __hash__ for the class's
+        return validator.validate_python(params)  # checks types: YAML reads 1e-3 as text
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":
