@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from benchmarks import ours, trl_side
 from benchmarks.resident import forget_peak, peak, resident
@@ -15,6 +16,7 @@ from benchmarks.train_step import objective
 from plad_ray.train.allocator import keep_large_buffers_apart
 from plad_ray.train.shared import SHARED
 
+REPEATS = 3
 STEPS = 2
 
 
@@ -50,7 +52,10 @@ def measured(side: str, vocabulary: int) -> float:
 
 
 def table() -> str:
-    small, large, theirs = measured("ours", 32_000), measured("ours", 128_000), measured("trl", 32_000)
+    """Medians of ``REPEATS`` interleaved runs."""
+    sides = [("ours", 32_000), ("ours", 128_000), ("trl", 32_000)]
+    runs = [[measured(*side) for side in sides] for _ in range(REPEATS)]
+    small, large, theirs = (median(run[i] for run in runs) for i in range(len(sides)))
     return "\n".join(
         [
             "| peak memory over the model's own | MiB | ratio | target |",
