@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from plad_ray.config import Lora, Model
 from plad_ray.errors import PladError
-from plad_ray.models.load import DTYPES, auto_class, is_seq2seq
+from plad_ray.models.load import DTYPES, auto_class, config_of, is_seq2seq
 
 #: bytes of a weight in 4 bits: NF4 with a 32-bit scale for every 64 of them (bitsandbytes' default)
 FOUR_BIT = 0.5 + 4 / 64
@@ -133,25 +133,17 @@ def shape_of(role: str, model: Model, given: Mapping[str, Path]) -> Shape | None
     """
     if model.api is not None:
         return None
-    if model.scratch is not None:
-        from plad_ray.models.scratch import scratch_config
-
-        config: Any = scratch_config(model.scratch, model.scratch.vocab_size)
-        config.decoder_start_token_id = 0  # some token; the tokenizer will say which
-    else:
-        assert model.path is not None
-        config = _read(role, str(given.get(role, model.path)), model)
-    config.use_cache = False
-    return Shape(config, model.dtype, model.load_in_4bit)
-
-
-def _read(role: str, path: str, model: Model) -> PretrainedConfig:
+    path = None if model.path is None else str(given.get(role, model.path))
     try:
-        return AutoConfig.from_pretrained(
-            path, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError):
+        config = config_of(model, path, download=False)
+    except PladError:
+        if model.scratch is not None:
+            raise
         raise PladError(
             f"{role}: the config.json of {path} is not on this machine, and plad plan downloads nothing; get it with "
             f"`hf download {model.path} config.json`, or name a copy: --config {role}=config.json"
         ) from None
+    if model.scratch is not None:
+        config.decoder_start_token_id = 0  # some token; the tokenizer will say which
+    config.use_cache = False
+    return Shape(config, model.dtype, model.load_in_4bit)
