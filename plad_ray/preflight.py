@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -52,7 +51,7 @@ def check(exp: Experiment, todo: list[Stage]) -> None:
 
 def check_role(exp: Experiment, name: str, role: Role) -> None:
     """Model files, tokenizer, lengths, and what the engine of ``role`` can serve."""
-    from plad_ray.models.load import is_seq2seq
+    from plad_ray.models.load import config_of, is_seq2seq
 
     model = role.model
     if model.api is not None:
@@ -63,7 +62,7 @@ def check_role(exp: Experiment, name: str, role: Role) -> None:
     check_four_bit(exp, name, model)
     if model.path is not None and (folder := Path(model.path).expanduser()).is_dir():
         check_folder(folder)
-    config = _config(model)
+    config = config_of(model)
     check_lengths(exp, model, is_seq2seq(config))
     if model.path is not None:
         check_tokenizer(exp, model)
@@ -171,11 +170,11 @@ def check_references(exp: Experiment, todo: list[Stage]) -> None:
 def check_logits(teacher: Model, student: Model) -> None:
     """The teacher's logits are of the student's tokens, over all that the student trains on."""
     from plad_ray.generate.pools import check_context
-    from plad_ray.models.load import is_seq2seq, load_tokenizer
+    from plad_ray.models.load import config_of, is_seq2seq, load_tokenizer
     from plad_ray.models.policy import resolve
     from plad_ray.models.tokens import check_same_sequences, check_same_tokens, text_only
 
-    check_same_sequences(is_seq2seq(_config(student)), is_seq2seq(_config(teacher)), "teacher")
+    check_same_sequences(is_seq2seq(config_of(student)), is_seq2seq(config_of(teacher)), "teacher")
     if teacher.path is not None and student.path is not None:
         check_same_tokens(load_tokenizer(resolve(student)), load_tokenizer(resolve(teacher)), "teacher")
     elif _made(teacher) != _made(student):
@@ -185,7 +184,7 @@ def check_logits(teacher: Model, student: Model) -> None:
             f"that need the teacher's text alone work: {', '.join(text_only())}"
         )
     at_students_length = teacher.model_copy(update={"max_length": student.max_length})
-    _in("the teacher reads what the student trains on", check_context, _config(teacher), at_students_length)
+    _in("the teacher reads what the student trains on", check_context, config_of(teacher), at_students_length)
 
 
 def _made(model: Model) -> tuple[str, int] | None:
@@ -212,24 +211,6 @@ def _used(role: str, todo: list[Stage]) -> bool:
         or (role == "student" and s.config.get("kind") == "distill")
         for s in todo
     )
-
-
-def _config(model: Model) -> Any:
-    """The transformers config of a role's model."""
-    if model.scratch is not None:
-        from plad_ray.models.scratch import scratch_config
-
-        return scratch_config(model.scratch, model.scratch.vocab_size)
-    from transformers import AutoConfig
-
-    assert model.path is not None
-    try:
-        return AutoConfig.from_pretrained(
-            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PladError(f"model.path {model.path}: its config.json cannot be read: {first}") from None
 
 
 def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:

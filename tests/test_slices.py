@@ -17,6 +17,7 @@ from plad_ray.errors import PladError
 from plad_ray.evaluate import run as evaluation
 from plad_ray.generate import parts
 from plad_ray.pairs import build, lists, rejection
+from plad_ray.reward import run as scoring
 from plad_ray.slices import Places, slices
 from tests.synthetic import job, prompt, prompts_artifact, response, responses_artifact, score, scores_artifact
 
@@ -102,6 +103,33 @@ def drawn(root: Path, count: int):
 SPLITS = ("distill", "test")
 TEXTS = [("teacher", 0.0, 0), *(("student", t, s) for t, s in ((0.7, 0), (0.7, 1), (0.7, 2), (0.0, 0)))]
 TEXTS += [("distilled", 0.7, 0), ("distilled", 0.0, 0)]
+
+
+def test_texts_to_be_scored_come_with_their_prompts(tmp_path, monkeypatch) -> None:
+    inputs = {key: artifact for key, artifact in drawn(tmp_path, 11).items() if key != "scores"}
+    monkeypatch.setattr(module, "PROMPTS", 4)
+    made = job(tmp_path, "scores", {}, inputs)
+    splits, rows, dialogue = scoring.write_texts(made, with_references=True)
+    found = made.out.table(folder=scoring.FOLDER).to_pylist()
+    assert (splits, rows, dialogue) == (["distill", "test"], len(found), False)
+    prompts = {row["prompt_id"]: row for row in inputs["prompts"].rows()}
+    answers = [row for key in ("eval_responses", "responses") for row in inputs[key].rows()]
+    references = [p | score(p, 0.0) | {"text": p["reference"]} for p in prompts.values() if p["reference"]]
+    for split in splits:
+        expected = [row for row in [*references, *answers] if row["split"] == split]
+        of = {row["rid"]: row for row in found if row["split"] == split}
+        assert len(of) == len(expected)
+        for row in expected:
+            own = prompts[row["prompt_id"]]
+            wanted = {name: row[name] for name in (*scoring.KEYS, "text")}
+            assert of[row["rid"]] == wanted | {"prompt": own["prompt"], "reference": own["reference"]}
+    texts = [row["rid"] for row in found if row["policy"] == "reference"]
+    assert texts == [row["rid"] for split in splits for row in references if row["split"] == split]
+    lost = responses_artifact(tmp_path, [response("student", "nobody", "w1")], "lost")
+    with pytest.raises(PladError, match=r"1 responses are to no prompt of .*prompts-0"):
+        scoring.write_texts(job(tmp_path, "scores", {}, {**inputs, "lost": lost}), with_references=False)
+
+
 SECTION = {"chat": False, "seed": 0}
 EVALUATION = {"arms": {"distilled": "distilled"}, "scorer": True, "seed": 0}
 STAGES = {

@@ -31,10 +31,7 @@ def run(job: Job) -> Outcome:
 
 def win_rates(scores: pa.Table, policy: str) -> dict[str, Any]:
     """Win rate of ``policy`` against the references, at each temperature and over all; ties count half."""
-    ours = scores.filter(pc.equal(scores["policy"], policy))
-    references = scores.filter(pc.equal(scores["policy"], "reference"))
-    place = pc.index_in(ours["prompt_id"], value_set=references["prompt_id"].combine_chunks()).combine_chunks()
-    won = wins(to_floats(ours["score"]), to_floats(references["score"].combine_chunks().take(place)))
+    ours, won, _ = _compared(scores, policy)
     temperatures = np.asarray(ours["temperature"].to_numpy())
     rate = mean(won)
     if rate is None:
@@ -48,18 +45,25 @@ def win_rates(scores: pa.Table, policy: str) -> dict[str, Any]:
 def prompt_wins(scores: pa.Table, policies: list[str]) -> np.ndarray:
     """How often each of M ``policies`` wins against the reference of each of N prompts, over its temperatures: [M, N], NaN
     where it has no scored text."""
-    references = scores.filter(pc.equal(scores["policy"], "reference"))
-    found = np.full((len(policies), references.num_rows), np.nan)
+    prompts = pc.sum(pc.equal(scores["policy"], "reference")).as_py() or 0
+    found = np.full((len(policies), prompts), np.nan)
     for row, policy in enumerate(policies):
-        ours = scores.filter(pc.equal(scores["policy"], policy))
-        place = pc.index_in(ours["prompt_id"], value_set=references["prompt_id"].combine_chunks()).combine_chunks()
-        won = wins(to_floats(ours["score"]), to_floats(references["score"].combine_chunks().take(place)))
+        _, won, place = _compared(scores, policy)
         known = ~np.isnan(won)
-        at = np.asarray(pc.fill_null(place, 0))[known]
-        counts = np.bincount(at, minlength=references.num_rows)
-        sums = np.bincount(at, won[known], minlength=references.num_rows)
-        found[row] = np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+        counts = np.bincount(place[known], minlength=prompts)
+        sums = np.bincount(place[known], won[known], minlength=prompts)
+        found[row] = np.divide(sums, counts, out=np.full(prompts, np.nan), where=counts > 0)
     return found
+
+
+def _compared(scores: pa.Table, policy: str) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+    """Rows of ``policy``; of each, its win against the reference of its prompt (ties half, NaN: not scored), and which of
+    the references that is (0 where there is none)."""
+    ours = scores.filter(pc.equal(scores["policy"], policy))
+    references = scores.filter(pc.equal(scores["policy"], "reference"))
+    place = pc.index_in(ours["prompt_id"], value_set=references["prompt_id"].combine_chunks()).combine_chunks()
+    won = wins(to_floats(ours["score"]), to_floats(references["score"].combine_chunks().take(place)))
+    return ours, won, np.asarray(pc.fill_null(place, 0))
 
 
 def _copy(source: Artifact, target: Artifact) -> None:

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from plad_ray.config import Model
 from plad_ray.errors import PladError
 from plad_ray.models.policy import Policy
 
@@ -54,6 +55,25 @@ def load_config(policy: Policy) -> PretrainedConfig:
         )
     except (OSError, ValueError, KeyError) as error:
         raise PladError(f"no model config can be loaded from {policy.base}: {_first_line(error)}") from error
+
+
+def config_of(model: Model, path: str | None = None, download: bool = True) -> PretrainedConfig:
+    """The transformers config of a role's model, read from ``path`` where its own is elsewhere. Raises PladError when it
+    cannot be read."""
+    if model.scratch is not None:
+        from plad_ray.models.scratch import scratch_config
+
+        return scratch_config(model.scratch, model.scratch.vocab_size)
+    assert model.path is not None
+    try:
+        return AutoConfig.from_pretrained(
+            path or model.path,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            local_files_only=not download,
+        )
+    except (OSError, ValueError, KeyError) as error:  # JSON that is none is a ValueError
+        raise PladError(f"model.path {model.path}: its config.json cannot be read: {_first_line(error)}") from None
 
 
 def is_seq2seq(config: PretrainedConfig) -> bool:

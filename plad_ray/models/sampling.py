@@ -86,11 +86,12 @@ class Seq2SeqDecoder:
 
 def decoder_start(config: Any) -> int:
     """The token that an encoder-decoder's decoder begins with. Raises PladError when the config names none."""
-    if config.decoder_start_token_id is None:
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
         raise PladError(
             f"the {config.model_type} model's config.json has no decoder_start_token_id (T5: the pad token's)"
         )
-    return int(config.decoder_start_token_id)
+    return int(start)
 
 
 def _decoder(model: Any, prompts: list[list[int]], device: torch.device) -> CausalDecoder | Seq2SeqDecoder:

@@ -67,7 +67,7 @@ def build(name: str, params: dict[str, Any]) -> Objective:
 
 
 @cache
-def _validator(kind: type[Objective]) -> TypeAdapter[Objective]:
+def _validator(kind: Any) -> TypeAdapter[Objective]:
     return TypeAdapter(kind)
 
 

@@ -31,16 +31,30 @@ class EngineMemory:
         return self.weights + self.workspace + max(0.0, self.cache) + self.process
 
 
+def batches(shape: Shape, pool: Pool, tokens: int) -> EngineMemory:
+    """An engine of kind ``transformers``: a batch of ``pool`` at a time, of sequences of ``tokens`` tokens."""
+    batch = pool.batch_size
+    workspace = batch * tokens * _states(shape) + 2 * batch * int(shape.text.vocab_size) * 4
+    process = CUDA_CONTEXT if pool.gpus else PROCESS
+    return EngineMemory(shape.weights, workspace, batch * tokens * shape.kv_token, process, batch, True)
+
+
+def _states(shape: Shape) -> float:
+    """Bytes of a token on its way through a layer: its states and the two halves of a gated MLP."""
+    hidden = int(shape.text.hidden_size)
+    sizes = (getattr(shape.text, name, None) for name in ("intermediate_size", "d_ff", "decoder_ffn_dim"))
+    inner = next((int(size) for size in sizes if size), 4 * hidden)
+    return (4 * hidden + 2 * inner) * shape.bytes_each
+
+
 def engine(shape: Shape, pool: Pool, device: Device, tokens: int) -> EngineMemory:
-    """One engine of ``pool`` for sequences of at most ``tokens`` tokens."""
+    """A vLLM engine of ``pool`` for sequences of at most ``tokens`` tokens."""
     given = pool.engine_kwargs
     on_cpu = pool.gpus == 0
     step = int(given.get("max_num_batched_tokens", max(4096, 8 * tokens) if on_cpu else STEP_TOKENS))
     most = int(given.get("max_num_seqs", CPU_SEQUENCES if on_cpu else SEQUENCES))
-    hidden = int(shape.text.hidden_size)
-    inner = int(getattr(shape.text, "intermediate_size", None) or 4 * hidden)
-    # a step's states and the two halves of its gated MLP; fp32 logits of every sequence, and their softmax
-    workspace = step * (4 * hidden + 2 * inner) * shape.bytes_each + 2 * most * int(shape.text.vocab_size) * 4
+    # fp32 logits of every sequence, and their softmax
+    workspace = step * _states(shape) + 2 * most * int(shape.text.vocab_size) * 4
     if on_cpu:
         process, cache = PROCESS, float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * GIB
     else:

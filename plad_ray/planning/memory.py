@@ -25,9 +25,9 @@ from plad_ray.config import TrainRuntime
 from plad_ray.planning.shapes import Shape, trainable
 from plad_ray.train.deepspeed import config_file
 from plad_ray.train.forward import causal_model, response_hidden
-from plad_ray.train.layout import CONCATENATED, Batch, Row, Segments, Span
+from plad_ray.train.layout import Batch, Row, Segments, Span
 from plad_ray.train.logprobs import CHUNK_ELEMENTS
-from plad_ray.train.shared import SHARED
+from plad_ray.train.seq2seq import Seq2SeqBatch
 
 #: copies of a chunk of logits [n, V] that live at once: logits, their fp32 log-softmax, its gradient, the logits' gradient
 CHUNK_COPIES = 4
@@ -90,16 +90,15 @@ class TrainingMemory:
 
 
 def training(
-    shape: Shape, model: nn.Module, runtime: TrainRuntime, rows: list[Row], frozen: float = 0.0
+    shape: Shape, model: nn.Module, runtime: TrainRuntime, batch: Batch, frozen: float = 0.0
 ) -> TrainingMemory:
-    """Of a worker that trains ``model`` (of ``shape``, on the meta device) on micro-batches like ``rows``; ``frozen``:
+    """Of a worker that trains ``model`` (of ``shape``, on the meta device) on micro-batches like ``batch``; ``frozen``:
     bytes of frozen models beside it."""
     if runtime.gradient_checkpointing:
         causal_model(model).gradient_checkpointing_enable({"use_reentrant": False})
     trained = trainable(model)
     base = 0.0 if trained == shape.parameters else shape.weights
     states = zero_states(base + frozen, trained, runtime.zero_stage, runtime.workers, shape.dtype, runtime.offload)
-    batch = collate(rows, runtime)
     vocabulary = int(shape.text.vocab_size)
     chunk = min(CHUNK_ELEMENTS, len(batch.source_N) * vocabulary)
     return TrainingMemory(
@@ -112,11 +111,6 @@ def training(
         process=PROCESS if runtime.gpus_per_worker == 0 else CUDA_CONTEXT,
         trained=trained,
     )
-
-
-def collate(rows: list[Row], runtime: TrainRuntime) -> Batch:
-    layout = CONCATENATED if runtime.layout == "concatenated" else SHARED
-    return layout.collate(rows, 0, 1)
 
 
 def like_rows(count: int, prompt: int, response: int, candidates: int) -> list[Row]:
@@ -142,9 +136,8 @@ def activations(model: nn.Module, batch: Batch) -> float:
     """Bytes that a forward and a backward pass of ``model`` (on the meta device) over ``batch`` add at their peak, apart
     from LM head and loss. Gradients of the weights are not counted."""
     model.train()
-    if (
-        batch.segments is None
-    ):  # a mask that is given: making one of lengths reads numbers, which meta tensors have none of
+    if batch.segments is None and not isinstance(batch, Seq2SeqBatch):
+        # a mask that is given: making one of lengths reads numbers, which meta tensors have none of
         batch = replace(batch, segments=_causal(batch.ids_SL))
     moved = batch.to(torch.device("meta"))
     with Peak(model) as peak, efficient_attention():
@@ -170,6 +163,8 @@ class Peak(TorchDispatchMode):
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True  # a number of a meta tensor: encoder-decoders ask whether a mask hides nothing, and it does not
         result = func(*args, **(kwargs or {}))
         for value in torch.utils._pytree.tree_leaves(result):
             if isinstance(value, Tensor):

@@ -10,10 +10,11 @@ from typing import Any
 from plad_ray.config import SPLITS, Distill, Experiment, Lora, Pairs, Role, Sft
 from plad_ray.errors import PladError
 from plad_ray.planning import engines, memory, roofline
-from plad_ray.planning.hardware import Device, cpu
+from plad_ray.planning.hardware import CORE_BANDWIDTH, CORE_FLOPS, Device, cpu
 from plad_ray.planning.memory import TrainingMemory
 from plad_ray.planning.shapes import Shape, shape_of
-from plad_ray.train.layout import Row
+from plad_ray.train.layout import Batch
+from plad_ray.train.sharing import choose_layout
 from plad_ray.train.worker import objective_of
 
 
@@ -84,6 +85,7 @@ class Planner:
     sizes: Sizes
     shapes: dict[str, Shape | None] = field(default_factory=dict)
     known: dict[Any, TrainingMemory] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
 
     def training(self, name: str, role: str, section: Sft | Distill, pairs: Pairs | None) -> Estimate:
         """A run that trains ``role``'s model."""
@@ -91,23 +93,27 @@ class Planner:
         objective = objective_of(section)
         full = isinstance(section, Sft) and section.method == "full"
         candidates = self.candidates(objective.trains_on, pairs)
-        rows = memory.like_rows(runtime.micro_batch, self.sizes.prompt, self.sizes.response, candidates)
+        prompt, response = self.sizes.prompt, self.sizes.response
         named = tuple(dict.fromkeys((*objective.logits_of, *objective.logps_of)))
         frozen = tuple(self.shape("teacher" if key == "teacher" else "student") for key in named)
         own = sum(s.weights for key, s in zip(named, frozen, strict=True) if key == "teacher")
-        held = self.held(role, None if full else section.lora, rows, own)
+        beside = {f"the {key} model": other.model for key, other in zip(named, frozen, strict=True)}
+        layout, why = choose_layout(runtime.layout, shape.model, beside)
+        self.layouts[name] = layout.name + (f": {why}" if why else "")
+        batch = layout.collate(memory.like_rows(runtime.micro_batch, prompt, response, candidates), 0, 1)
+        held = self.held(role, None if full else section.lora, batch, own)
         device = self.device(runtime.gpus_per_worker, runtime.cpus_per_worker)
         count = self.rows(section, objective.trains_on, pairs)
-        batch = memory.collate(rows, runtime)
         tokens = batch.ids_SL.numel() // runtime.micro_batch
+        work = roofline.Work(tokens, prompt / 2, candidates * response)
+        if shape.seq2seq:
+            work = roofline.Work(tokens, prompt + response / 2, candidates * response, prompt, candidates)
         time = roofline.training(
             shape,
             device,
             runtime.workers,
             count * section.epochs,
-            tokens,
-            self.sizes.prompt / 2,
-            candidates * self.sizes.response,
+            work,
             full,
             runtime.gradient_checkpointing,
             frozen,
@@ -117,15 +123,15 @@ class Planner:
         if objective.rollout is not None:
             note += "; samples of the live student not counted"
         used = Used(device, runtime.workers, runtime.gpus_per_worker or 1.0, parts, held.total, True)
-        return used.estimate(name, round(count * section.epochs * tokens), time, note)
+        return used.estimate(name, round(count * section.epochs * (tokens + work.encoded)), time, note)
 
-    def held(self, role: str, lora: Lora | None, rows: list[Row], own: float) -> TrainingMemory:
+    def held(self, role: str, lora: Lora | None, batch: Batch, own: float) -> TrainingMemory:
         """What a worker holds that trains all weights (``lora`` None) or an adapter; arms that train the same share it."""
-        key = (role, lora, rows[0].shared_tokens, len(rows[0].candidates), own)
+        key = (role, lora, type(batch), batch.ids_SL.shape, batch.mask_BKT.shape, own)
         if key not in self.known:
             shape = self.shape(role)
             model = Shape(shape.config, shape.dtype).model if lora is None else shape.lora(lora)
-            self.known[key] = memory.training(shape, model, self.exp.runtime.train, rows, own)
+            self.known[key] = memory.training(shape, model, self.exp.runtime.train, batch, own)
         return self.known[key]
 
     def generation(self, name: str, role: str, requests: int, prompts: int) -> Estimate | None:
@@ -134,10 +140,14 @@ class Planner:
         if shape is None:
             return None
         pool = getattr(self.exp.runtime, role)
-        model = getattr(self.exp, role).model
+        model, kind = getattr(self.exp, role).model, getattr(self.exp, role).engine
         device = self.device(pool.gpus, max(1.0, pool.cpus))
-        held = engines.engine(shape, pool, device, min(model.max_length, self.sizes.prompt + self.sizes.response))
         lengths = self.sizes.prompt, self.sizes.response
+        room = sum(lengths) if shape.seq2seq else min(model.max_length, sum(lengths))
+        if kind == "transformers":  # each request reads its prompt
+            held, prompts = engines.batches(shape, pool, room), requests
+        else:
+            held = engines.engine(shape, pool, device, room)
         time = roofline.generation(shape, device, pool.gpus or 1.0, max(1, held.sequences), requests, prompts, *lengths)
         time = roofline.Time(time.seconds / pool.replicas, time.bound)
         parts = {k: v for k, v in asdict(held).items() if k not in ("sequences", "fits")}
@@ -192,13 +202,13 @@ def forecast(exp: Experiment, gpu: Device, sizes: Sizes, configs: Mapping[str, P
     requests = test * len(exp.evaluate.temperatures) * len(exp.arms())
     served = planner.generation("eval-responses", "student", requests, test * len(exp.arms()))
     found += [served] if served is not None else []
-    pools = _balance(drawn) if len(drawn) == 2 and None not in drawn else None
-    return Forecast(exp.name, found, pools, assumptions(exp, sizes, gpu))
+    trading = len(drawn) == 2 and None not in drawn and len({e.device for e in drawn if e is not None}) == 1
+    pools = _balance(*drawn) if trading else None
+    return Forecast(exp.name, found, pools, assumptions(planner, trading))
 
 
-def _balance(drawn: list[Any]) -> dict[str, Any]:
+def _balance(teacher: Any, student: Any) -> dict[str, Any]:
     """How many of the devices that teacher and student have now each should get, so that both are done together."""
-    teacher, student = drawn
     work = {name: e.seconds * e.count for name, e in (("teacher", teacher), ("student", student))}
     total = teacher.count * teacher.devices + student.count * student.devices
     best: tuple[float, int, int] | None = None
@@ -235,7 +245,12 @@ def sizes_of(exp: Experiment, prompts: int | None, prompt_tokens: int | None, re
     return Sizes(found, prompt_tokens or room, response_tokens or exp.generate.max_tokens)
 
 
-def assumptions(exp: Experiment, sizes: Sizes, gpu: Device) -> list[str]:
+def assumptions(planner: Planner, trading: bool) -> list[str]:
+    """What the forecast takes for granted, and what it did not look at."""
+    sizes, gpu = planner.sizes, planner.gpu
+    layouts: dict[str, list[str]] = {}
+    for stage, layout in planner.layouts.items():
+        layouts.setdefault(layout, []).append(stage)
     splits = ", ".join(f"{split} {count:,}" for split, count in sizes.prompts.items())
     return [
         f"prompts: {splits}; every prompt {sizes.prompt} tokens, every response {sizes.response} (bounds of the "
@@ -244,9 +259,16 @@ def assumptions(exp: Experiment, sizes: Sizes, gpu: Device) -> list[str]:
         f"{roofline.BANDWIDTH:.0%} of their bandwidth; start-up, checkpoints, communication between workers, scoring and "
         "evaluation are not counted",
         "memory is what is alive at the peak; allocators hold more (glibc on a CPU up to 1.8 times the activations)",
-        "training keeps no matrix of queries × keys (SDPA's efficient kernels); its layout is "
-        + (
-            "concatenated" if exp.runtime.train.layout == "concatenated" else "shared, where the architecture allows it"
+        *(f"batches of {', '.join(stages)} are {layout}" for layout, stages in layouts.items()),
+        "training keeps no matrix of queries × keys (SDPA's efficient kernels); the optimizer is Adam; all rows are "
+        "equally long, so nothing is padded",
+        f"vLLM reads each prompt once for all its samples and takes {engines.UTILIZATION:.0%} of a GPU by default; "
+        "engine transformers reads it for every request, one batch after another",
+        f"a CPU core reaches {CORE_FLOPS / 1e9:g} GFLOP/s and {CORE_BANDWIDTH / 1e9:g} GB/s",
+        *(
+            []
+            if trading
+            else ["pool sizes are not compared: teacher and student do not both draw on one kind of device"]
         ),
         f"prices: $ {gpu.price:g} an hour for one {gpu.name}, a round figure (--price)",
     ]

@@ -25,17 +25,45 @@ def attention(shape: Shape, queries: float, context: float) -> float:
     return 4.0 * shape.layers * int(shape.text.hidden_size) * queries * context
 
 
+@dataclass(frozen=True)
+class Work:
+    """A training row: ``tokens`` that see ``context`` keys each, of which ``positions`` reach the LM head. Those of an
+    encoder-decoder are its decoder's; ``encoded`` is its prompt, which ``readers`` decoder sequences look at."""
+
+    tokens: float
+    context: float
+    positions: int
+    encoded: int = 0
+    readers: int = 1
+
+
+def forward(shape: Shape, work: Work) -> float:
+    """FLOPs of a forward pass over one row, LM head apart."""
+    decoder = work.tokens * 2.0 * (shape.body - shape.cross) + attention(shape, work.tokens, work.context)
+    return decoder + encoding(shape, work.encoded, work.readers)
+
+
+def encoding(shape: Shape, tokens: float, readers: int = 1) -> float:
+    """FLOPs of a prompt of ``tokens`` tokens until ``readers`` decoders have its keys and values."""
+    among = 4.0 * shape.encoder_layers * int(shape.text.hidden_size) * tokens * tokens
+    return tokens * 2.0 * (shape.encoder + readers * shape.cross) + among
+
+
 def generation(
     shape: Shape, device: Device, ways: float, batch: int, requests: int, prompts: int, prompt: int, response: int
 ) -> Time:
-    """Of one engine over ``ways`` devices: each distinct prompt is read once (prefix caching), then ``batch`` sequences at a
-    time grow by a token a step, which reads all weights and the cache of what is there so far."""
+    """Of one engine over ``ways`` devices: ``prompts`` are read, then ``batch`` sequences at a time grow by a token a step,
+    which reads all weights (an encoder-decoder's: of the decoder) and the cache of what is there so far."""
     rate = device.flops(shape.dtype) * ways * PREFILL
-    read = 2.0 * shape.body * prompts * prompt + attention(shape, float(prompts) * prompt, prompt / 2)
+    if shape.seq2seq:
+        read = prompts * encoding(shape, prompt)
+    else:
+        read = 2.0 * shape.body * prompts * prompt + attention(shape, float(prompts) * prompt, prompt / 2)
     batch = min(batch, requests)
     context = prompt + response / 2
-    compute = batch * (2.0 * (shape.body + shape.head) + attention(shape, 1, context)) / rate
-    traffic = (shape.weights + batch * context * shape.kv_token) / (device.bandwidth * ways * BANDWIDTH)
+    compute = batch * (2.0 * (shape.body - shape.cross + shape.head) + attention(shape, 1, context)) / rate
+    weights = shape.weights - (shape.encoder + shape.cross) * shape.bytes_each
+    traffic = (weights + batch * context * shape.kv_token) / (device.bandwidth * ways * BANDWIDTH)
     steps = requests / batch * response
     bound = "compute" if compute > traffic or read / rate > steps * traffic else "bandwidth"
     return Time(read / rate + steps * max(compute, traffic), bound)
@@ -46,18 +74,15 @@ def training(
     device: Device,
     workers: int,
     rows: float,
-    tokens: int,
-    context: float,
-    positions: int,
+    work: Work,
     full: bool,
     recompute: bool,
     frozen: tuple[Shape, ...] = (),
 ) -> Time:
-    """Of ``rows`` rows of ``tokens`` tokens, of which ``positions`` reach the LM head. Backward through frozen weights takes
+    """Of ``rows`` rows like ``work``. Backward through frozen weights takes
     as much as forward, through trained ones twice as much; ``recompute``: the forward pass is done again."""
-    body = tokens * 2.0 * shape.body + attention(shape, tokens, context)
     passes = (3 if full else 2) + recompute
-    flops = passes * body + (3 if full else 2) * positions * 2.0 * shape.head
+    flops = passes * forward(shape, work) + (3 if full else 2) * work.positions * 2.0 * shape.head
     for other in frozen:
-        flops += tokens * 2.0 * other.body + attention(other, tokens, context) + positions * 2.0 * other.head
+        flops += forward(other, work) + work.positions * 2.0 * other.head
     return Time(rows * flops / (device.flops(shape.dtype) * workers * TRAINING), "compute")

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from plad_ray.config import Lora, Model
 from plad_ray.errors import PladError
-from plad_ray.models.load import DTYPES, auto_class, is_seq2seq
+from plad_ray.models.load import DTYPES, auto_class, config_of, is_seq2seq
 
 #: bytes of a weight in 4 bits: NF4 with a 32-bit scale for every 64 of them (bitsandbytes' default)
 FOUR_BIT = 0.5 + 4 / 64
@@ -46,10 +46,23 @@ class Shape:
 
     @cached_property
     def body(self) -> int:
-        """Weights that every token is multiplied with: all matrices but embeddings and LM head."""
+        """Weights that every token is multiplied with: all matrices but embeddings, LM head and encoder."""
+        return self._matrices(self.model) - self.encoder
+
+    @cached_property
+    def encoder(self) -> int:
+        """Matrices that every token of a prompt is multiplied with before there is a response; a decoder alone has none."""
+        return self._matrices(self.model.get_encoder()) if self.seq2seq else 0
+
+    @property
+    def cross(self) -> int:
+        """Of ``body``, matrices that make an encoded prompt token the keys and values of every decoder layer."""
+        return self._kv_values * int(self.text.hidden_size) if self.seq2seq else 0
+
+    def _matrices(self, part: nn.Module) -> int:
         apart = {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}
         apart.add(id(self._head))
-        return sum(p.numel() for p in self.model.parameters() if p.dim() >= 2 and id(p) not in apart)
+        return sum(p.numel() for p in part.parameters() if p.dim() >= 2 and id(p) not in apart)
 
     @property
     def _head(self) -> Any:
@@ -70,18 +83,33 @@ class Shape:
 
     @property
     def layers(self) -> int:
+        """Of the decoder."""
         return int(self.text.num_hidden_layers)
 
     @property
+    def encoder_layers(self) -> int:
+        return int(self.config.get_text_config(encoder=True).num_hidden_layers) if self.seq2seq else 0
+
+    @cached_property
     def text(self) -> PretrainedConfig:
-        return self.config.get_text_config()
+        whole = self.model.get_decoder().config if self.seq2seq else self.config  # T5's decoder has its own depth
+        return whole.get_text_config(decoder=True)
+
+    @property
+    def seq2seq(self) -> bool:
+        return is_seq2seq(self.config)
 
     @property
     def kv_token(self) -> float:
-        """Bytes of the KV cache for one token: a key and a value of every layer's KV heads (sliding windows not used)."""
+        """Bytes of the KV cache for one token of prompt or response: a key and a value of every layer's KV heads (sliding
+        windows not used)."""
+        return self._kv_values * self.bytes_each
+
+    @property
+    def _kv_values(self) -> int:
         heads = getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
         size = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
-        return 2 * self.layers * heads * size * self.bytes_each
+        return int(2 * self.layers * heads * size)
 
     def lora(self, lora: Lora) -> nn.Module:
         """A copy of the model with an adapter, on the meta device. Raises PladError for modules that are not there."""
@@ -105,26 +133,17 @@ def shape_of(role: str, model: Model, given: Mapping[str, Path]) -> Shape | None
     """
     if model.api is not None:
         return None
-    if model.scratch is not None:
-        from plad_ray.models.scratch import scratch_config
-
-        config: Any = scratch_config(model.scratch, model.scratch.vocab_size)
-    else:
-        assert model.path is not None
-        config = _read(role, str(given.get(role, model.path)), model)
-    if is_seq2seq(config):
-        raise PladError(f"{role}: plad plan knows decoder-only models; {config.model_type} is an encoder-decoder")
-    config.use_cache = False
-    return Shape(config, model.dtype, model.load_in_4bit)
-
-
-def _read(role: str, path: str, model: Model) -> PretrainedConfig:
+    path = None if model.path is None else str(given.get(role, model.path))
     try:
-        return AutoConfig.from_pretrained(
-            path, revision=model.revision, trust_remote_code=model.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError):
+        config = config_of(model, path, download=False)
+    except PladError:
+        if model.scratch is not None:
+            raise
         raise PladError(
             f"{role}: the config.json of {path} is not on this machine, and plad plan downloads nothing; get it with "
             f"`hf download {model.path} config.json`, or name a copy: --config {role}=config.json"
         ) from None
+    if model.scratch is not None:
+        config.decoder_start_token_id = 0  # some token; the tokenizer will say which
+    config.use_cache = False
+    return Shape(config, model.dtype, model.load_in_4bit)

@@ -13,13 +13,19 @@ import ray
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Runtime, Scorer
 from plad_ray.errors import PladError
+from plad_ray.pairs.columns import flat
 from plad_ray.records import SCORE
 from plad_ray.reward import base
+from plad_ray.slices import slices
 from plad_ray.stages import Job, Outcome
 
 REFERENCE = "reference"
 KEYS = [name for name in SCORE.names if name != "score"]
-TEXT = pa.schema([*(SCORE.field(name) for name in KEYS), ("text", pa.string())])
+#: What a scorer is given: a text, and what it answers and is compared with.
+TEXT = pa.schema(
+    [*(SCORE.field(name) for name in KEYS), *((name, pa.string()) for name in ("text", "prompt", "reference"))]
+)
+FOLDER = "work/texts"
 BATCH_ROWS = 1024
 PART_ROWS = 50_000
 
@@ -29,15 +35,11 @@ def run(job: Job) -> Outcome:
     (not by a scorer that compares with those)."""
     scorer = Scorer.model_validate(job.config["scorer"])
     base.check(scorer)
-    prompts = job.inputs["prompts"]
-    sources = [artifact for key, artifact in sorted(job.inputs.items()) if key != "prompts"]
-    splits = _splits(sources)
-    references = _references(prompts, splits) if base.scores_references(scorer) else TEXT.empty_table()
-    rows_in = sum(source.dataset().count_rows() for source in sources) + references.num_rows
-    texts = ray.data.from_arrow(references).union(*(_read(source, TEXT.names) for source in sources))
+    splits, rows_in, dialogue = write_texts(job, base.scores_references(scorer))
+    texts = ray.data.read_parquet(f"{job.out.path}/{FOLDER}", filesystem=job.out.store.fs)
     scored = texts.map_batches(
         ScoreBatches,
-        fn_constructor_args=(job.config["scorer"], prompts, splits, sys.path),
+        fn_constructor_args=(job.config["scorer"], dialogue, sys.path),
         batch_format="pyarrow",
         batch_size=BATCH_ROWS,
         **_actors(scorer, job.runtime),
@@ -47,19 +49,50 @@ def run(job: Job) -> Outcome:
     return Outcome(rows_in=rows_in, rows_out=rows_out, metrics={"splits": splits})
 
 
+def write_texts(job: Job, with_references: bool) -> tuple[list[str], int, bool]:
+    """Put TEXT rows of all that is to be scored into ``FOLDER``, for no actor to need the prompt table; their splits, how
+    many there are, and whether any prompt is a conversation."""
+    sources = {key: artifact for key, artifact in sorted(job.inputs.items()) if key != "prompts"}
+    splits = _splits(list(sources.values()))
+    job.out.store.delete(job.out.file(FOLDER))
+    rows, answered, dialogue = 0, 0, False
+    cuts = ((split, inputs) for split in splits for inputs in slices(job.inputs, split))
+    for number, (split, inputs) in enumerate(cuts):
+        prompts = _of_split(inputs["prompts"], ["prompt_id", "split", "prompt", "messages", "reference"], split)
+        answers = _texts([_of_split(inputs[key], [*KEYS, "text"], split) for key in sources], prompts)
+        references = _texts([_references(prompts)] if with_references else [], prompts)
+        job.out.write_rows(pa.concat_tables([references, answers]), f"part-{number:05d}", FOLDER)
+        rows += references.num_rows + answers.num_rows
+        answered += answers.num_rows
+        dialogue |= prompts["messages"].null_count < prompts.num_rows
+    if lost := sum(source.dataset().count_rows() for source in sources.values()) - answered:
+        raise PladError(f"{lost} responses are to no prompt of {job.inputs['prompts'].path}")
+    return splits, rows, dialogue
+
+
 def _splits(sources: list[Artifact]) -> list[str]:
     batches = (batch for source in sources for batch in source.batches(["split"]))
     return sorted({split for batch in batches for split in pc.unique(batch.column("split")).to_pylist()})
 
 
-def _read(artifact: Artifact, columns: list[str]) -> ray.data.Dataset:
-    return ray.data.read_parquet(f"{artifact.path}/rows", filesystem=artifact.store.fs, columns=columns)
+def _of_split(artifact: Artifact, columns: list[str], split: str) -> pa.Table:
+    return artifact.dataset().to_table(columns=columns, filter=pads.field("split") == split)
 
 
-def _references(prompts: Artifact, splits: list[str]) -> pa.Table:
-    """References of ``splits`` as texts of the policy ``reference``, rid ``reference:<prompt_id>``."""
-    wanted = pads.field("split").isin(splits) & pads.field("reference").is_valid()
-    table = prompts.dataset().to_table(columns=["prompt_id", "split", "reference"], filter=wanted)
+def _texts(tables: list[pa.Table], prompts: pa.Table) -> pa.Table:
+    """TEXT rows of the texts in ``tables`` that belong to ``prompts``."""
+    if not tables:
+        return TEXT.empty_table()
+    table = pa.concat_tables(tables)
+    place = pc.index_in(table["prompt_id"], value_set=flat(prompts["prompt_id"]))
+    for name in ("prompt", "reference"):
+        table = table.append_column(name, flat(prompts[name]).take(flat(place)))
+    return table.filter(pc.is_valid(place)).cast(TEXT)
+
+
+def _references(prompts: pa.Table) -> pa.Table:
+    """The references of ``prompts`` as texts of the policy ``reference``, rid ``reference:<prompt_id>``."""
+    table = prompts.filter(pc.is_valid(prompts["reference"]))
     columns = {
         "rid": pc.binary_join_element_wise(REFERENCE, table["prompt_id"], ":"),
         "policy": pa.array([REFERENCE] * table.num_rows, pa.string()),
@@ -69,7 +102,7 @@ def _references(prompts: Artifact, splits: list[str]) -> pa.Table:
         "sample": pa.array([0] * table.num_rows, pa.int32()),
         "text": table["reference"],
     }
-    return pa.table(columns, schema=TEXT)
+    return pa.table(columns, schema=pa.schema([TEXT.field(name) for name in columns]))
 
 
 def _actors(scorer: Scorer, runtime: Runtime) -> dict[str, Any]:
@@ -110,32 +143,19 @@ def _check(batch: pa.Table, scorer: str) -> None:
 
 
 class ScoreBatches:
-    """Actor: looks up each row's prompt and reference (held as an Arrow table) and scores the batch."""
+    """Actor: scores batches of TEXT rows."""
 
-    def __init__(self, scorer: dict[str, Any], prompts: Artifact, splits: list[str], path: list[str]):
+    def __init__(self, scorer: dict[str, Any], dialogue: bool, path: list[str]):
         # Ray gives workers its own search path: a user's module lies on the driver's
         sys.path.extend(folder for folder in path if folder not in sys.path)
-        self.prompts = prompts.dataset().to_table(
-            columns=["prompt_id", "prompt", "messages", "reference"], filter=pads.field("split").isin(splits)
-        )
-        self.ids = self.prompts["prompt_id"].combine_chunks()
-        dialogue = self.prompts["messages"].null_count < self.prompts.num_rows
         self.score = base.build(Scorer.model_validate(scorer), dialogue)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Keys, ``score`` and ``error``. A message to the user travels as data: Ray Data drops what an error wraps."""
         scores: list[float] | list[None]
         try:
-            scores, error = self._scores(batch), None
+            scores, error = self.score(*(batch[name].to_pylist() for name in ("prompt", "text", "reference"))), None
         except PladError as failure:
             scores, error = [None] * batch.num_rows, str(failure)
         keyed = batch.select(KEYS).append_column("score", pa.array(scores, pa.float64()))
         return keyed.append_column("error", pa.array([error] * batch.num_rows, pa.string()))
-
-    def _scores(self, batch: pa.Table) -> list[float]:
-        place = pc.index_in(batch["prompt_id"], value_set=self.ids)
-        if place.null_count:
-            lost = batch.filter(pc.is_null(place))["prompt_id"][0]
-            raise PladError(f"prompt {lost} of a response is not in the prompt table")
-        known = self.prompts.select(["prompt", "reference"]).take(place)
-        return self.score(known["prompt"].to_pylist(), batch["text"].to_pylist(), known["reference"].to_pylist())

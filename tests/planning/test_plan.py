@@ -11,16 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPTNeoConfig, LlamaConfig, T5Config, T5ForConditionalGeneration
 from typer.testing import CliRunner
 
 from plad_ray import config
 from plad_ray.cli import app
 from plad_ray.config import Lora, Pool, TrainRuntime
 from plad_ray.errors import PladError
-from plad_ray.planning import engines, hardware, memory, roofline
+from plad_ray.planning import engines, hardware, memory, plan, roofline
 from plad_ray.planning.command import Given, made
+from plad_ray.planning.plan import Forecast
 from plad_ray.planning.shapes import Shape, trainable
+from plad_ray.train.forward import response_hidden
+from plad_ray.train.layout import CONCATENATED
+from plad_ray.train.seq2seq import seq2seq_layout
+from plad_ray.train.shared import SHARED
 
 ROOT = Path(__file__).parents[2]
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -48,6 +54,43 @@ def test_llama_2_by_its_published_sizes(seven) -> None:
 def test_grouped_heads_share_keys_and_values() -> None:
     grouped = LlamaConfig(**{**LLAMA_7B, "num_hidden_layers": 1, "num_key_value_heads": 8, "vocab_size": 100})
     assert Shape(grouped, "float32").kv_token == 2 * 8 * 128 * 4
+
+
+T5_LARGE = {"d_model": 1024, "d_ff": 4096, "num_heads": 16, "d_kv": 64, "num_layers": 24, "num_decoder_layers": 24}
+
+
+def test_t5_large_by_its_published_size_and_its_two_halves() -> None:
+    large = Shape(T5Config(**T5_LARGE), "bfloat16")
+    assert large.parameters == 737_668_096 and large.weights == 2 * 737_668_096
+    assert large.encoder == 24 * (4 * 1024**2 + 2 * 1024 * 4096)
+    assert large.body == 24 * (8 * 1024**2 + 2 * 1024 * 4096), "self-attention and cross-attention"
+    assert large.cross == 24 * 2 * 1024**2 and large.kv_token == 24 * 2 * 1024 * 2
+    uneven = Shape(T5Config(**{**T5_LARGE, "num_layers": 2, "num_decoder_layers": 1}), "bfloat16")
+    assert (uneven.encoder_layers, uneven.layers) == (2, 1)
+
+
+def test_work_of_an_encoder_decoder_is_what_torch_counts() -> None:
+    """Forward pass of the trainer's own batch: 2 prompts of 9 tokens, three responses of 5 each."""
+    sizes = {"d_model": 16, "d_ff": 24, "num_heads": 2, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 3}
+    shape = Shape(T5Config(**sizes, vocab_size=50, decoder_start_token_id=0, use_cache=False), "float32")
+    batch = seq2seq_layout(shape.config).collate(memory.like_rows(2, 9, 5, 3), 0, 1)
+    tiny = T5ForConditionalGeneration._from_config(shape.config, attn_implementation="eager").eval()  # else uncounted
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        response_hidden(tiny, batch)
+    length = batch.ids_SL.shape[1]
+    row = roofline.Work(3 * length, length + 9, 0, encoded=9, readers=3)
+    assert counter.get_total_flops() == 2 * roofline.forward(shape, row)
+
+
+def test_pools_are_balanced_by_their_work() -> None:
+    """One teacher engine of 2 devices takes 300 s, four student engines of 1 take 50: two and two of the 6 devices are done
+    after 150 and 100 s."""
+    held = {"stage": "responses", "device": "H100", "memory": {}, "total": 0.0, "capacity": 0.0, "fits": True, "tokens": 0,
+            "cost": 0.0, "bound": "compute"}  # fmt: skip
+    teacher = plan.Estimate(**held, count=1, devices=2, seconds=300.0)
+    student = plan.Estimate(**held, count=4, devices=1, seconds=50.0)
+    found = plan._balance(teacher, student)
+    assert found == {"devices": 6, "seconds_now": 300.0, "seconds": 150.0, "teacher_replicas": 2, "student_replicas": 2}
 
 
 def test_zero_divides_what_the_paper_says() -> None:
@@ -78,7 +121,8 @@ def test_activations_grow_with_tokens_and_layers_and_shrink_with_checkpoints() -
         sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "vocab_size": 100}
         shape = Shape(LlamaConfig(**sizes, num_hidden_layers=layers, use_cache=False), "float32")
         rows = memory.like_rows(4, prompt, 10, 2)
-        return memory.training(shape, shape.lora(Lora()), TrainRuntime(micro_batch=4, **runtime), rows).activations
+        batch = (CONCATENATED if runtime.get("layout") else SHARED).collate(rows, 0, 1)
+        return memory.training(shape, shape.lora(Lora()), TrainRuntime(micro_batch=4, **runtime), batch).activations
 
     two, three, four = (held(layers, 80) for layers in (2, 3, 4))
     assert four - three == pytest.approx(three - two, rel=0.01)
@@ -107,10 +151,37 @@ def test_decoding_alone_reads_all_weights_for_every_token(seven) -> None:
 
 def test_training_is_six_flops_a_weight_and_token_and_four_where_weights_are_frozen(seven) -> None:
     h100 = hardware.device("h100")
-    args = dict(rows=10.0, tokens=1000, context=0.0, positions=0, recompute=False)
+    args = dict(rows=10.0, work=roofline.Work(1000, 0.0, 0), recompute=False)
     full, lora = (roofline.training(seven, h100, 4, full=f, **args).seconds for f in (True, False))
     assert full == pytest.approx(6 * seven.body * 10_000 / (989e12 * 4 * roofline.TRAINING))
     assert lora == pytest.approx(full * 4 / 6)
+
+
+def test_plan_of_a_t5_student_and_the_layouts_that_the_trainer_takes(tmp_path) -> None:
+    LlamaConfig(**{**LLAMA_13B, "num_hidden_layers": 2}).save_pretrained(tmp_path / "teacher")
+    t5 = T5Config(**{**T5_LARGE, "num_layers": 2, "num_decoder_layers": 2}, decoder_start_token_id=0)
+    for role, config_ in (("t5", t5), ("neo", GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]]))):
+        config_.save_pretrained(tmp_path / role)
+    exp = config.load(ROOT / "jobs/t5.yaml")
+
+    def planned(student: str, *overrides: str) -> Forecast:
+        configs = tuple(
+            f"{n}={tmp_path / f / 'config.json'}" for n, f in (("teacher", "teacher"), ("student", student))
+        )
+        return made(config.load(ROOT / "jobs/t5.yaml", overrides), Given(prompts=1000, configs=configs))
+
+    found = planned("t5")
+    student = next(e for e in found.estimates if e.stage == "responses: student")
+    drawn, test = 500, exp.evaluate.limit
+    assert student.memory["cache"] == 64 * 576 * 2 * 2 * 1024 * 2, "keys and values of 64 prompts and responses"
+    assert student.tokens == (drawn + 2 * test) * (512 + 64) and student.note == "64 sequences at once"
+    assert "batches of sft-student, distill, distill-seqkd are encoder-decoder" in found.assumptions
+    assert "batches of sft-teacher are shared" in found.assumptions and found.pools is not None
+    neo = planned("neo", "student.model.max_length=640")
+    why = "are concatenated: prompts are not shared by their candidates: the student is a gpt_neo model"
+    assert any(why in line for line in neo.assumptions)
+    alone = planned("t5", "data.pairs=pairs.jsonl", "evaluate.limit=1", "runtime.student.gpus=0")
+    assert alone.pools is None and any("pool sizes are not compared" in line for line in alone.assumptions)
 
 
 def test_plan_of_the_demo_and_of_the_papers_setting(tmp_path) -> None:
@@ -169,8 +240,8 @@ def test_a_measured_step_needs_what_was_predicted() -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4}
     shape = Shape(LlamaConfig(**sizes, vocab_size=8000, use_cache=False), "float32")
     model = shape.lora(Lora(r=8, dropout=0.0, target_modules=("q_proj", "v_proj")))
-    rows = memory.like_rows(4, 350, 30, 2)
-    held = memory.training(shape, model, TrainRuntime(micro_batch=4), rows)
+    batch = SHARED.collate(memory.like_rows(4, 350, 30, 2), 0, 1)
+    held = memory.training(shape, model, TrainRuntime(micro_batch=4), batch)
     predicted = (held.total - held.weights - held.process) / 2**20
     print(f"predicted {predicted:.0f} MiB, measured {measured:.0f} MiB")
     assert predicted == pytest.approx(measured, rel=0.2)

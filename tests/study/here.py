@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.dataset as pads
 
 from plad_ray import study
@@ -28,16 +27,11 @@ def word_numbers(prompt: str, response: str, reference: str | None) -> float:
 
 def score(job: Job) -> Outcome:
     """``reward.run`` without Ray Data."""
-    prompts = job.inputs["prompts"]
-    sources = [artifact for key, artifact in sorted(job.inputs.items()) if key != "prompts"]
-    splits = reward._splits(sources)
-    columns = reward.TEXT.names
-    texts = [reward._references(prompts, splits), *(a.table(columns) for a in sources)]
-    batch = pa.concat_tables([t.select(columns).cast(reward.TEXT) for t in texts])
-    scored = reward.ScoreBatches(job.config["scorer"], prompts, splits, [])(batch)
+    _, rows, dialogue = reward.write_texts(job, with_references=True)
+    scored = reward.ScoreBatches(job.config["scorer"], dialogue, [])(job.out.table(folder=reward.FOLDER))
     reward._check(scored, job.config["scorer"]["name"])
     job.out.write_rows(scored.select(reward.SCORE.names).cast(reward.SCORE))
-    return Outcome(batch.num_rows, batch.num_rows)
+    return Outcome(rows, scored.num_rows)
 
 
 class Here:

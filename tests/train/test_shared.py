@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from plad_ray.objectives.base import Objective
 from plad_ray.train import attention
-from plad_ray.train.layout import CONCATENATED, Row, filler
+from plad_ray.train.layout import CONCATENATED, Layout, Row, filler
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.masks import segment_masks
 from plad_ray.train.shared import SHARED, pack
@@ -88,9 +88,11 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> list[torch.Tensor]:
     return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
 
 
-def assert_equal(model: nn.Module, batch_rows: list[Row], chunks: int = 1, pad_left: int = 0) -> None:
+def assert_equal(
+    model: nn.Module, batch_rows: list[Row], chunks: int = 1, pad_left: int = 0, layout: Layout = SHARED
+) -> None:
     expected = plain(model, batch_rows, pad_left)
-    values = ResponseValues(model, Objective())(SHARED.collate(batch_rows, 0, chunks))["logp"]
+    values = ResponseValues(model, Objective())(layout.collate(batch_rows, 0, chunks))["logp"]
     got = by_candidate(values, batch_rows)
     torch.testing.assert_close(torch.cat(got), torch.cat(expected), rtol=1e-5, atol=1e-5)
     pairs = zip(gradients(model, weighted(got)), gradients(model, weighted(expected)), strict=True)
@@ -141,14 +143,29 @@ def test_blocks_look_back_to_their_earliest_row_and_the_last_layer_asks_where_it
     assert attention.blocks_of(segments, "somebody's") is None
 
 
-@pytest.mark.parametrize("model_type", ["llama", "opt", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("model_type", MODELS)
 def test_equals_a_left_padded_forward_pass(model_type):
     assert_equal(tiny(model_type), rows(RAGGED[:2]), pad_left=5)
 
 
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_prompt_alone_in_its_sequence(model_type):
+    """Neither packed nor padded."""
+    model, alone = tiny(model_type), rows([(9, [4, 7])])
+    batch = SHARED.collate(alone, 0, 1)
+    assert batch.ids_SL.shape == (1, 20) and bool(batch.attention_SL.all())
+    assert_equal(model, alone)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_the_concatenated_layout_equals_plain_forward_passes(model_type):
+    assert_equal(tiny(model_type), rows(RAGGED[:3]), layout=CONCATENATED)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma3_text"])
 @pytest.mark.parametrize("candidates", range(1, 9))
-def test_any_number_of_candidates(candidates):
-    assert_equal(tiny("llama"), rows([(7, list(range(1, candidates + 1)))]))
+def test_any_number_of_candidates(candidates, model_type):
+    assert_equal(tiny(model_type), rows([(7, list(range(1, candidates + 1)))]))
 
 
 @pytest.mark.parametrize("chunks", [2, 100])
