@@ -27,10 +27,11 @@ def test_the_document_holds_a_table_of_every_measured_cost_and_of_the_prediction
 def test_what_is_predicted_follows_from_the_costs():
     wanted = scaling.demand()
     assert wanted.rows_per_s * wanted.hours * 3600 == pytest.approx(2 * scaling.PROMPTS)
-    _, _, driver, prompts, numbers, time, _ = scaling.prediction(COSTS)
+    _, _, driver, footers, prompts, numbers, time, _ = scaling.prediction(COSTS)
     assert f"{wanted.rows_per_s:,.0f}" in driver and "| 2,000 |" in driver
     assert f"**breaks**: {2000 / wanted.rows_per_s:.2f}" in driver or f"{2000 / wanted.rows_per_s:.1f} ×" in driver
     assert "200 GB" in prompts and prompts.endswith("5.0 × |")
+    assert "781,250 part files" in footers and "4.3 h" in footers
     assert "0.2 GB" in numbers and "3 h" in time  # 10⁸ × 0.12 ms
 
 
