@@ -58,17 +58,26 @@ CHECKPOINT_FLOATS = 3 * 32 * 2 * 2 * 8 * 4096
 
 def measure(raylets: int, workers: int, count: int) -> dict[str, float]:
     """One size in this process: the stages between prompts and pairs with ``workers`` fake engines a role."""
+    import ray
     from ray.cluster_utils import Cluster
 
+    node = {"num_cpus": 2 + workers, "object_store_memory": 150_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        for _ in range(raylets - 1):
+            cluster.add_node(**node)
+        return _measured(cluster.address, workers, count)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _measured(address: str, workers: int, count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="plad-scaling-") as folder:
         store = Store(f"{folder}/store")
         found = _prompts(store, Path(folder), count // 2)
         model = write_model(Path(folder) / "model")
-        node = {"num_cpus": 2 + workers, "object_store_memory": 150_000_000}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-        for _ in range(raylets - 1):
-            cluster.add_node(**node)
-        runtime = {"ray_address": cluster.address} | {
+        runtime: dict[str, Any] = {"ray_address": address} | {
             role: {"batch_size": BLOCK, "replicas": workers} for role in ("teacher", "student")
         }
         connect(Runtime.model_validate(runtime))

@@ -15,15 +15,6 @@ ROOT = Path(__file__).parents[1]
 COSTS = {"driver_ms": 0.5, "prompt_bytes": 2000.0, "prompt_ms": 0.1, "pairs_ms": 0.02, "checkpoint_s": 0.5}
 
 
-def test_the_document_holds_a_table_of_every_measured_cost_and_of_the_prediction():
-    text = scaling.DOCUMENT.read_text()
-    measured = text.split(scaling.MARKS[0])[1].split(scaling.MARKS[1])[0]
-    rows = [line for line in measured.splitlines() if line.startswith("|")]
-    assert [line.count("|") for line in rows[:3]] == [10, 10, 10]
-    predicted = rows[next(i for i, line in enumerate(rows) if "100,000,000 prompts" in line) :]
-    assert len(predicted) == len(scaling.prediction(COSTS)) and "Provisional" in text
-
-
 def test_what_is_predicted_follows_from_the_costs():
     wanted = scaling.demand()
     assert wanted.rows_per_s * wanted.hours * 3600 == pytest.approx(2 * scaling.PROMPTS)
