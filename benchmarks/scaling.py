@@ -23,7 +23,15 @@ from transformers import LlamaConfig
 
 from benchmarks.__main__ import machine
 from benchmarks.clock import now, since
-from benchmarks.plumbing import PROMPT_WORDS, RESPONSE_TOKENS, generate_job, pairs_job, write_model, write_prompts
+from benchmarks.plumbing import (
+    BLOCK,
+    PROMPT_WORDS,
+    RESPONSE_TOKENS,
+    generate_job,
+    pairs_job,
+    write_model,
+    write_prompts,
+)
 from benchmarks.resident import forget_peak, peak
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.cluster import connect
@@ -42,24 +50,35 @@ PROMPTS, GPUS = 10**8, 1000
 SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 THIRTEEN = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 TOKENS = 350, 30
+#: seconds of a small read from an object store
+GET_S = 0.02
 #: what a training checkpoint of LoRA r 8 on q and v of LLaMA-2 7B holds: weights and two moments in fp32
 CHECKPOINT_FLOATS = 3 * 32 * 2 * 2 * 8 * 4096
 
 
 def measure(raylets: int, workers: int, count: int) -> dict[str, float]:
     """One size in this process: the stages between prompts and pairs with ``workers`` fake engines a role."""
+    import ray
     from ray.cluster_utils import Cluster
 
+    node = {"num_cpus": 2 + workers, "object_store_memory": 150_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        for _ in range(raylets - 1):
+            cluster.add_node(**node)
+        return _measured(cluster.address, workers, count)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _measured(address: str, workers: int, count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="plad-scaling-") as folder:
         store = Store(f"{folder}/store")
         found = _prompts(store, Path(folder), count // 2)
         model = write_model(Path(folder) / "model")
-        node = {"num_cpus": 2 + workers, "object_store_memory": 150_000_000}
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-        for _ in range(raylets - 1):
-            cluster.add_node(**node)
-        runtime = {"ray_address": cluster.address} | {
-            role: {"batch_size": 256, "replicas": workers} for role in ("teacher", "student")
+        runtime: dict[str, Any] = {"ray_address": address} | {
+            role: {"batch_size": BLOCK, "replicas": workers} for role in ("teacher", "student")
         }
         connect(Runtime.model_validate(runtime))
         job = generate_job(store, model, Runtime.model_validate(runtime))
@@ -152,17 +171,21 @@ def prediction(found: dict[str, float]) -> list[str]:
     wanted = demand()
     driver = 1000 / found["driver_ms"]
     checkpoint = 4 * CHECKPOINT_FLOATS / 2**20
+    files = 2 * PROMPTS / BLOCK
+    footers = files * GET_S / 3600
     return [
         f"| {PROMPTS:,} prompts, {GPUS:,} H100 | needed | there is | |",
         "|---|---|---|---|",
-        f"| responses a second through one driver | {wanted.rows_per_s:,.0f} (GPUs busy for {wanted.hours:,.0f} h) | "
+        f"| responses a second through one driver | {wanted.rows_per_s:,.0f} (GPUs busy for {wanted.hours:,.1f} h) | "
         f"{driver:,.0f} | {_headroom(driver / wanted.rows_per_s)} |",
+        f"| footers of {files:,.0f} part files, read one after another at {1000 * GET_S:g} ms | {footers:.1f} h | "
+        f"{wanted.hours:,.1f} h of generation | {_headroom(wanted.hours / footers)} |",
         f"| memory of the prompts stage | {found['prompt_bytes'] * PROMPTS / 1e9:,.0f} GB | 1,000 GB, a large node | "
         f"{_headroom(1e12 / (found['prompt_bytes'] * PROMPTS))} |",
         f"| memory of the driver: a byte a request | {2 * PROMPTS / 1e9:.1f} GB | 16 GB, the head of values.yaml | "
         f"{_headroom(16e9 / (2 * PROMPTS))} |",
         f"| time of prompts and pairs, one process each | {_hours(found, PROMPTS):.0f} h | "
-        f"{wanted.hours:,.0f} h of generation | {_headroom(wanted.hours / _hours(found, PROMPTS))} |",
+        f"{wanted.hours:,.1f} h of generation | {_headroom(wanted.hours / _hours(found, PROMPTS))} |",
         f"| a training checkpoint, {checkpoint:.0f} MiB | {found['checkpoint_s']:.2f} s | every 100 steps | "
         "does not grow with prompts |",
     ]

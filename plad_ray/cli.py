@@ -236,7 +236,7 @@ def status(
     overrides: Overrides = None,
     address: Address = "http://127.0.0.1:8265",
 ) -> None:
-    """What was submitted and how far it is: rows, tokens a second and time left of each running stage."""
+    """What was submitted and how far it is: rows, tokens a second, GPU hours and time left of its stages."""
     from plad_ray import jobs
 
     jobs.show_status(job, tuple(overrides or ()), address)

@@ -38,14 +38,20 @@ def connect(runtime: Runtime, dashboard: bool = False) -> None:
             _start(runtime, dashboard)
 
 
+def named(runtime: Runtime) -> str | None:
+    """The address of the cluster that a run is to use; None for a local Ray of its own."""
+    address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address
+
+
 def _start(runtime: Runtime, dashboard: bool) -> None:
     import ray
 
-    address = runtime.ray_address or os.environ.get("RAY_ADDRESS")
+    address = named(runtime)
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if runtime.logs == "json":
         common["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="WARNING")
-    if address is None or address == "local":
+    if address is None:
         # what Ray's C++ side prints over the progress lines, it also raises; set the variable to see it in Ray's logs
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         local = {"num_cpus": runtime.local_cpus or max(4, os.cpu_count() or 1), "include_dashboard": dashboard}

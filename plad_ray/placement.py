@@ -32,7 +32,8 @@ class Actor:
 
     def __str__(self) -> str:
         kind = f" {self.accelerator}" if self.accelerator else ""
-        return f"({self.gpus:g}{kind} GPUs, {self.cpus:g} CPUs)"
+        gpus = f"{self.gpus:g}{kind} GPUs, " if self.gpus else ""
+        return f"({gpus}{self.cpus:g} CPUs)"
 
 
 @dataclass(frozen=True)

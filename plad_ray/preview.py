@@ -59,7 +59,9 @@ def placement(exp: Experiment, todo: list[Stage], now: list[Node], most: list[No
     for node in now:
         gpus[node.accelerator or "GPU"] += int(node.gpus)
     kinds = ", ".join(f"{n} {kind}" for kind, n in gpus.items() if n) or "no GPU"
-    title = f"\nplacement on {len(now)} nodes: {sum(node.cpus for node in now):g} CPUs, {kinds}"
+    title = (
+        f"\nplacement on {len(now)} node{'s' if len(now) > 1 else ''}: {sum(node.cpus for node in now):g} CPUs, {kinds}"
+    )
     lines = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for column in ("for", "who", "asks", "has room for"):
         lines.add_column(column, no_wrap=True)

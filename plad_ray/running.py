@@ -37,9 +37,9 @@ def run(exp: Experiment, only: str | None, dry_run: bool, verbose: bool) -> None
     preflight.check(exp, todo)
     if dry_run:
         console.print(preview.table(exp, targets, store))
-        if exp.runtime.ray_address or os.environ.get("RAY_ADDRESS"):
-            from plad_ray import cluster
+        from plad_ray import cluster
 
+        if cluster.named(exp.runtime) is not None:
             cluster.connect(exp.runtime)
             console.print(preview.placement(exp, todo, cluster.nodes(), cluster.largest()))
         return

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from plad_ray import cluster, preview
+from plad_ray.cli import app
 from plad_ray.config import load
 from plad_ray.errors import PladError
 from plad_ray.pipeline import plan
@@ -84,3 +86,13 @@ def test_nodes_of_a_live_cluster_and_those_that_its_autoscaler_may_add(ray_sessi
         assert cluster.largest() == [Node("teacher", 24, 2, "H100")] * 2
     finally:
         _internal_kv_del(key[0], namespace=key[1])
+
+
+def test_a_dry_run_on_a_live_cluster_says_what_has_no_room(ray_session, tmp_path):
+    address = ray_session.get_runtime_context().gcs_address
+    more = [f"runtime.ray_address={address}", f"runtime.store={tmp_path / 'runs'}", "runtime.teacher.gpus=2"]
+    result = CliRunner().invoke(app, ["run", str(DEMO), "--dry-run", *more], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    lines = {line.split()[1]: line for line in result.output.splitlines() if " runtime." in line}
+    assert "0; 1 pending for ever: there is no GPU" in lines["runtime.teacher"]
+    assert lines["runtime.train"].split()[-1] == "all"

@@ -9,7 +9,8 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -143,9 +144,10 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier, t
 
     def attempt(pools: list[EnginePool], work: Work) -> None:
         job.progress(before + tally.rows, work.total, "rows", engines="starting")
-        for answers in _answers(job, pools, work):
-            rows = [part_row(by_policy, answer) for answer in answers]
-            finished(rows, [r for r, a in zip(rows, answers, strict=True) if not a.get("published")])
+        with closing(_answers(job, pools, work)) as blocks_of_answers:  # closing it ends the engines
+            for answers in blocks_of_answers:
+                rows = [part_row(by_policy, answer) for answer in answers]
+                finished(rows, [r for r, a in zip(rows, answers, strict=True) if not a.get("published")])
 
     quarantine = Quarantine(job, tally.done, attempt, lambda row: finished([row], [row]))
     for turn in job.runtime.turns(sorted({pool.role for pool in pools})):
@@ -154,18 +156,16 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier, t
         quarantine.complete(mine, share, lambda pool: ENGINES[pool.engine].in_flight(pool))
 
 
-def _answers(job: Job, pools: list[EnginePool], work: Work) -> Iterator[list[dict[str, Any]]]:
+def _answers(job: Job, pools: list[EnginePool], work: Work) -> Generator[list[dict[str, Any]]]:
     """ANSWER rows, a block at a time. Raises EngineLost, and PladError for any other failure of an engine."""
     import ray
 
-    answers = blocks(dataset(job, pools, work), job.runtime.stall_seconds)
-    try:
-        for block in answers:
-            yield block.to_pylist()
-    except ray.exceptions.RayError as error:
-        raise PladError(f"{job.stage}: generation failed: {cause(error)}") from error
-    finally:
-        answers.close()  # ends the execution, and with it the engines
+    with closing(blocks(dataset(job, pools, work), job.runtime.stall_seconds)) as answers:
+        try:
+            for block in answers:
+                yield block.to_pylist()
+        except ray.exceptions.RayError as error:
+            raise PladError(f"{job.stage}: generation failed: {cause(error)}") from error
 
 
 def dataset(job: Job, pools: list[EnginePool], work: Work) -> Dataset:

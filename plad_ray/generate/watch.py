@@ -38,43 +38,49 @@ def blocks(rows: Dataset, stall_seconds: float) -> Generator[pa.Table]:
 
     Raises EngineLost. Closing it ends the engines.
     """
-    execution = _Execution(rows)
-    answers = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    finished = 0
-    while True:
-        timer = threading.Timer(stall_seconds, execution.end)
-        timer.daemon = True
-        timer.start()
-        try:
-            block: Any = next(answers, None)
-        except ray.exceptions.RayActorError as error:
-            if error.actor_init_failed:
-                raise
-            raise EngineLost(str(error).splitlines()[0], stalled=False, blocks=finished) from error
-        finally:
-            timer.cancel()
-        if block is None and execution.ended:
-            raise EngineLost(f"no block was finished for {stall_seconds:g} s", stalled=True, blocks=finished)
-        if block is None:
-            return
-        finished += 1
-        if block.num_rows:
-            yield block
+    execution, finished = _Execution(rows), 0
+    try:
+        while (block := execution.next_block(stall_seconds)) is not None:
+            finished += 1
+            if block.num_rows:
+                yield block
+    except ray.exceptions.RayActorError as error:
+        if error.actor_init_failed:
+            raise
+        raise EngineLost(str(error).splitlines()[0], stalled=False, blocks=finished) from error
+    finally:
+        execution.end()
+    if execution.stalled:
+        raise EngineLost(f"no block was finished for {stall_seconds:g} s", stalled=True, blocks=finished)
 
 
 class _Execution:
-    """A handle on the execution of a dataset that this thread is about to start. Ray Data's own guard
+    """The execution of a dataset, which this thread starts with the first block. Ray Data's own guard
     (``execution_no_progress_timeout_s``) leaves an engine that hangs alive, and with it its GPU, so ending is done here."""
 
     def __init__(self, rows: Dataset):
-        self.ended = False
+        self.stalled = False
         self.executors: list[Any] = []
         _here.executors = self.executors
         rows.context.custom_execution_callback_classes = [Begun]
         rows.context.execution_no_progress_timeout_s = -1
+        self.answers = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+
+    def next_block(self, seconds: float) -> Any:
+        """None at the end, and when none was finished for so long."""
+        timer = threading.Timer(seconds, self._stall)
+        timer.daemon = True
+        timer.start()
+        try:
+            return next(self.answers, None)
+        finally:
+            timer.cancel()
+
+    def _stall(self) -> None:
+        self.stalled = True
+        self.end()
 
     def end(self) -> None:
-        """Kill its engines."""
-        self.ended = True
+        """Kill its engines, if they are there still."""
         for executor in self.executors:
             executor.shutdown(force=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import GPTNeoConfig, LlamaConfig, T5Config
@@ -42,6 +43,17 @@ def test_other_engine_kwargs_reach_vllm(store, tiny_llama):
     assert kwargs["max_model_len"] == 48 and kwargs["dtype"] == "float32"
     assert kwargs["enable_chunked_prefill"] is False and kwargs["max_num_batched_tokens"] >= 8 * 48
     assert "enable_lora" not in kwargs
+
+
+def test_a_pool_of_its_own_works_on_one_block_and_metrics_need_stats(store, tiny_llama):
+    job = make_job(
+        store, {"teacher": policy(tiny_llama, engine="vllm")}, {}, {"engine_metrics": True, "engine_tries": 5}
+    )
+    [pool] = build_pools(job)
+    assert vllm_engine.engine_kwargs(pool)["disable_log_stats"] is False and pool.tries == 5
+    assert vllm_engine.in_flight(pool) == 2 * vllm_engine.concurrent_batches(pool) == 2 * (128 // 64 + 1)
+    alone = replace(pool, alone=True)
+    assert vllm_engine.in_flight(alone) == vllm_engine.concurrent_batches(alone) == 1
 
 
 def test_chunked_prefill_is_refused_on_cpu_and_left_alone_on_gpu(store, tiny_llama):
