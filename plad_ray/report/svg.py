@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 330, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 26
 LETTER = 6.5  # width, about
 #: more room above a long label of the y axis, and below for a label of the x axis that has a line of its own
-OVER, UNDER = 10, 14
+OVER, UNDER = 10, 17
 POINTS = 240
 Kind = Literal["line", "points", "line+points", "bars", "band"]
 
@@ -238,7 +238,7 @@ def _axis_x(
     """Names or round numbers under the axis; its label at their right, where no number stands, or ``under`` them."""
     y, end = bottom + 15, width - RIGHT
     at = (
-        f'x="{(left + end) / 2:.1f}" y="{y + 13}" text-anchor="middle"'
+        f'x="{(left + end) / 2:.1f}" y="{y + 15}" text-anchor="middle"'
         if under
         else f'x="{end}" y="{y}" text-anchor="end"'
     )

@@ -43,7 +43,9 @@ def test_numbers_equal_those_from_the_stored_scores(here):
     assert (count, slope.mean) == (3, pytest.approx(0.1 * linear_regression(x, y).slope))
     assert r.mean == pytest.approx(correlation(x, y)) and -1 <= r.low <= r.high <= 1
     [figure] = result.figures
-    assert figure.series[0].x == pytest.approx(sorted(x)) and list(figure.series[0].notes) == by_teacher.column("teacher")
+    assert figure.series[0].x == pytest.approx(sorted(x)) and list(figure.series[0].notes) == by_teacher.column(
+        "teacher"
+    )
     assert max(expected, key=lambda name: expected[name][1]) in result.summary[0]
     names = [stage.name for stage in here.ran]
     assert names.count("prompts") == 1 and names.count("distill") == 3
