@@ -12,6 +12,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.report import graph, svg
 from plad_ray.report.charts import COLOURS, Chart
 from plad_ray.report.cost import by_stage
+from plad_ray.report.figure import alone
 from plad_ray.report.html import document
 from plad_ray.report.lineage import lineage
 from plad_ray.report.sentences import Sentence, percent
@@ -42,7 +43,7 @@ def render_study(result: StudyResult, store: Store | None = None) -> str:
         result=result,
         sentences=[Sentence("result", _unbroken(s)) for s in result.summary]
         + [Sentence("warning", _unbroken(s)) for s in result.warnings],
-        charts=[_chart(figure) for figure in result.figures if any(series.x for series in figure.series)],
+        charts=[_chart(figure)[0] for figure in result.drawn],
         shown=_cells,
         level=percent(result.confidence, 0),
         settings=yaml.safe_dump(result.settings, sort_keys=False, allow_unicode=True) if result.settings else "",
@@ -88,14 +89,20 @@ def _is_text(table: Any, place: int) -> bool:
     return table.columns[place].unit == "text"
 
 
-def _chart(figure: Figure) -> Chart:
+def draw(figure: Figure) -> str:
+    """``figure`` as an SVG file; equal figures give equal text."""
+    return alone(*_chart(figure))
+
+
+def _chart(figure: Figure) -> tuple[Chart, tuple[float, float]]:
+    """The chart and its drawing's size."""
     colours = {g: i % COLOURS for i, g in enumerate(dict.fromkeys(s.group or s.name for s in figure.series))}
     series = [_series(s, colours[s.group or s.name], figure.y) for s in figure.series]
     rules = [svg.Rule(line.label, line.x, line.y, line.diagonal) for line in figure.lines]
     x, y = _axis(figure.x), _axis(figure.y)
-    drawing = Markup(svg.xy(figure.title, series, x, y, rules, SIZE))
+    drawing, size = svg.xy_sized(figure.title, series, x, y, rules, SIZE)
     legend = [(s.colour, s.name, s.dashed) for s in series] if len(series) > 1 else []
-    return Chart(figure.title, drawing, legend, figure.note)
+    return Chart(figure.title, Markup(drawing), legend, figure.note), size
 
 
 def _axis(axis: Axis) -> svg.Axis:

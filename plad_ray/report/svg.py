@@ -121,9 +121,15 @@ def xy(
     x: Axis,
     y: Axis,
     rules: Sequence[Rule] = (),
-    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> str:
     """Curves, points with whiskers, bands and bars over one pair of axes."""
+    return xy_sized(title, series, x, y, rules, (WIDTH, HEIGHT))[0]
+
+
+def xy_sized(
+    title: str, series: Sequence[Series], x: Axis, y: Axis, rules: Sequence[Rule], size: tuple[int, int]
+) -> tuple[str, tuple[float, float]]:
+    """The same in a ``size``, which grows by what labels take; the drawing's own is given back."""
     series = [s for s in series if len(s.x)]
     width, height = size
     bottom = height - BOTTOM
@@ -141,7 +147,8 @@ def xy(
     parts += [_band(s, place_x, place_y) for s in drawn]
     parts += [_line(s, x, y, place_x, place_y) for s in drawn]
     parts += [_points(s, x, y, place_x, place_y) for s in drawn]  # on top, so that they answer the pointer
-    return _svg(title, parts, height + (UNDER if under else 0), width)
+    height += UNDER if under else 0
+    return _svg(title, parts, height, width), (width, height)
 
 
 def dots(title: str, rows: Sequence[tuple[str, Sequence[Dot]]], middle: float | None, unit: str = "%") -> str:

@@ -26,7 +26,7 @@ def _lines(result: StudyResult) -> Iterator[str]:
         yield from _table(table)
         if table.note:
             yield f"\n{escape(table.note)}"
-    for figure in result.figures:
+    for figure in result.drawn:
         yield from ("", f"## {escape(figure.title)}", "", f"![{escape(figure.title)}]({figure.key}.svg)")
         if figure.note:
             yield f"\n{escape(figure.note)}"
