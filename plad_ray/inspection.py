@@ -18,6 +18,7 @@ from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.pipeline import Plan, plan
 from plad_ray.preview import state
+from plad_ray.report.text import visible
 from plad_ray.running import make_console
 from plad_ray.stages import Stage, pending
 
@@ -126,7 +127,7 @@ def _token_table(tokenizer: Any, prompt: list[int], response: list[int]) -> Tabl
         text = repr(tokenizer.decode([int(token)]))
         style = "magenta" if int(token) in special else "green" if learned else "dim"
         cells = [str(position), str(int(token)), str(piece), text, str(learned)]
-        table.add_row(*(Text(cell, style=style) for cell in cells))
+        table.add_row(*(Text(visible(cell), style=style) for cell in cells))
     return table
 
 
@@ -146,7 +147,7 @@ def _artifact(stage: Stage, store: Store, n: int, console: Console) -> None:
         "metrics": str(manifest["metrics"]),
     }
     for key, value in told.items():
-        table.add_row(Text(key, style="bold"), Text(value))
+        table.add_row(Text(key, style="bold"), Text(visible(value)))
     console.print(table)
     folders = {name.partition("/")[0] for name in manifest["files"]}
     if "rows" in folders:
@@ -164,7 +165,7 @@ def _print_rows(artifact: Artifact, rows: Iterator[dict[str, Any]], console: Con
             if isinstance(value, list):
                 value = "\n".join(map(str, value))
             if value is not None:
-                table.add_row(Text(key, style="bold"), Text(value if isinstance(value, str) else str(value)))
+                table.add_row(Text(key, style="bold"), Text(visible(str(value))))
         console.print(table)
         console.print("")
 

@@ -160,7 +160,7 @@ def test_inspect_tokens_shows_ids_mask_and_eos(prepared):
     tokenizer.save_pretrained(tuned.local_folder())
     store.write_bytes(tuned.file("files/config.json"), b"{}")
     row = dict.fromkeys(pair_schema(False).names) | {
-        "prompt": "post : anna", "chosen": " anna bought .", "rejected": " anna", "prompt_id": "p",
+        "prompt": "post : anna", "chosen": " anna bought .", "rejected": " anna", "prompt_id": "p\x1b[31m",
         "chosen_finish_reason": "stop", "rejected_finish_reason": "length"}  # fmt: skip
     pairs.write_rows(pa.Table.from_pylist([row], pair_schema(False)))
     empty = {"rows": {"in": 1, "out": 1, "dropped": {}}, "seconds": 0, "started": "2026-01-01T00:00:00Z"}
@@ -172,6 +172,8 @@ def test_inspect_tokens_shows_ids_mask_and_eos(prepared):
     chosen, rejected = ([c[2] for c in cells if len(c) == 5 and c[4] == m] for m in "01")
     assert chosen == ["post", ":", "anna"] * 2, "prompt tokens, once for each side, are not learned"
     assert rejected == ["anna", "bought", ".", "<eos>", "anna"], "EOS is learned where the text ended, and only there"
+    shown = plad("inspect", "pairs", prepared).stdout
+    assert "p␛[31m" in shown and "\x1b" not in shown, "what a terminal would obey is shown"
     for artifact in (tuned, pairs):
         store.delete(artifact.name)
 

@@ -131,6 +131,8 @@ def test_unknown_keys_and_wrong_values_are_named(tmp_path, override, expected):
         (["data.fractions.train=0.9"], ["add up to"]),
         (["data.path=x.jsonl"], ["demo takes data.sizes"]),
         (["compare.teacher.distill.epochs=2"], ["compare.teacher", "taken"]),
+        (["compare={lr-0.1: {}}"], ["compare.lr-0.1: a name is made of letters, digits, - and _"]),
+        (["distill.select_on_dev={lr-0.1: {}}", "scorer.name=demo"], ["select_on_dev.lr-0.1: a name is made of"]),
         (["compare.more.distill.epoch=2"], ["compare.more.distill.epoch", "epochs"]),
         (["compare.more.pairs.chosen.temprature=2"], ["compare.more.pairs.chosen.temprature", "temperature"]),
         (["distill.select_on_dev.a.epoch=2", "scorer.name=demo"], ["distill.select_on_dev.a.epoch", "epochs"]),

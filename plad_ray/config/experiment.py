@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ from plad_ray.config.checks import check_table
 from plad_ray.config.data import Data
 from plad_ray.config.evaluation import Evaluate, Scorer
 from plad_ray.config.models import Generate, Role
-from plad_ray.config.pairs import Arm, Pairs
+from plad_ray.config.pairs import NAME, Arm, Pairs
 from plad_ray.config.runtime import Runtime
 from plad_ray.config.training import Distill, Objective
 
@@ -43,7 +44,11 @@ class Experiment(Section):
             check_table(self.data, {"teacher": self.teacher, "student": self.student}, name, pairs, distill)
         if self.teacher == self.student:
             raise ValueError("teacher and student are the same model with the same SFT: every pair would be noise")
-        self.distill.candidates()
+        named = {f"compare.{n}": n for n in self.compare}
+        named |= {f"distill.select_on_dev.{n}": n for n in self.distill.candidates()}
+        for key, name in named.items():
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"{key}: a name is made of letters, digits, - and _; choose another")
         needs_scorer = [
             ("distill.select_on_dev", bool(self.distill.select_on_dev)),
             ("merge.top below 1", self.merge is not None and self.merge.top < 1),

@@ -47,6 +47,10 @@ class Pairs(Section):
 READ = {"pairs": {"chosen", "rejected", "reward_share"}, "lists": {"lists"}, "rejection": {"rejection"}}
 
 
+#: of an arm or a candidate, which names a policy, an adapter and a stage
+NAME = "[A-Za-z0-9_-]+"
+
+
 class Arm(Section):
     """A further training run on the same responses: partial sections laid over `pairs` and `distill`."""
 

@@ -38,7 +38,8 @@ def render(page: Page) -> str:
 
 def document(template: str, **values: Any) -> str:
     """A template of this folder with the pages' style, script and filters."""
-    return _environment().get_template(template).render(**values, style=_file("style.css"), **_script())
+    styles = {"drawing_style": _file("drawing.css"), "style": _file("style.css")}
+    return _environment().get_template(template).render(**values, **styles, **_script())
 
 
 @cache

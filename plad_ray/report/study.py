@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -12,10 +12,11 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.report import graph, svg
 from plad_ray.report.charts import COLOURS, Chart
 from plad_ray.report.cost import by_stage
+from plad_ray.report.figure import alone
 from plad_ray.report.html import document
 from plad_ray.report.lineage import lineage
 from plad_ray.report.sentences import Sentence, percent
-from plad_ray.study.result import Axis, Column, Figure, Interval, Series, StudyResult
+from plad_ray.study.result import Axis, Column, Figure, Interval, Series, StudyResult, Table
 from plad_ray.study.shown import number
 
 SIZE = (540, 300)
@@ -40,9 +41,10 @@ def render_study(result: StudyResult, store: Store | None = None) -> str:
     return document(
         "study.html.j2",
         result=result,
-        sentences=[Sentence("result", s) for s in result.summary] + [Sentence("warning", s) for s in result.warnings],
-        charts=[_chart(figure) for figure in result.figures if any(series.x for series in figure.series)],
-        shown=lambda table: [[shown(c, k) for c, k in zip(row, table.columns, strict=True)] for row in table.rows],
+        sentences=[Sentence("result", _unbroken(s)) for s in result.summary]
+        + [Sentence("warning", _unbroken(s)) for s in result.warnings],
+        charts=[_chart(figure)[0] for figure in result.drawn],
+        shown=_cells,
         level=percent(result.confidence, 0),
         settings=yaml.safe_dump(result.settings, sort_keys=False, allow_unicode=True) if result.settings else "",
         steps=steps,
@@ -50,6 +52,18 @@ def render_study(result: StudyResult, store: Store | None = None) -> str:
         costs=by_stage(steps),
         is_text=_is_text,
     )
+
+
+def _unbroken(sentence: str) -> str:
+    """Without a line break between a number and its unit."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _cells(table: Table) -> list[list[Shown]]:
+    """A p-value stands below its estimate where it is corrected for its family and no column of the table holds it."""
+    listed = any(column.unit == "p" for column in table.columns)
+    rows = [[shown(c, k) for c, k in zip(row, table.columns, strict=True)] for row in table.rows]
+    return [[replace(cell, p="") for cell in row] for row in rows] if listed else rows
 
 
 def shown(cell: Interval | float | int | str | None, column: Column) -> Shown:
@@ -61,7 +75,7 @@ def shown(cell: Interval | float | int | str | None, column: Column) -> Shown:
     if isinstance(cell, int | float):
         return Shown(_number(cell, column))
     sign = 1 if cell.low > 0 else -1 if cell.high < 0 else 0
-    p = "" if cell.p is None else f"p {_number(cell.p, P)}{' (corrected)' if cell.adjusted else ''}"
+    p = f"p {_number(cell.p, P)} (corrected)" if cell.p is not None and cell.adjusted else ""
     between = f"[{_number(cell.low, column, bare=True)}, {_number(cell.high, column, bare=True)}]"
     return Shown(_number(cell.mean, column), between, p, sign if column.unit == "points" else 0)
 
@@ -75,15 +89,20 @@ def _is_text(table: Any, place: int) -> bool:
     return table.columns[place].unit == "text"
 
 
-def _chart(figure: Figure) -> Chart:
+def draw(figure: Figure) -> str:
+    """``figure`` as an SVG file; equal figures give equal text."""
+    return alone(*_chart(figure))
+
+
+def _chart(figure: Figure) -> tuple[Chart, tuple[float, float]]:
+    """The chart and its drawing's size."""
     colours = {g: i % COLOURS for i, g in enumerate(dict.fromkeys(s.group or s.name for s in figure.series))}
     series = [_series(s, colours[s.group or s.name], figure.y) for s in figure.series]
     rules = [svg.Rule(line.label, line.x, line.y, line.diagonal) for line in figure.lines]
     x, y = _axis(figure.x), _axis(figure.y)
-    size = (SIZE[0], SIZE[1] + (16 if figure.x.categories and figure.x.label else 0))
-    drawing = Markup(svg.xy(figure.title, series, x, y, rules, size))
+    drawing, size = svg.xy_sized(figure.title, series, x, y, rules, SIZE)
     legend = [(s.colour, s.name, s.dashed) for s in series] if len(series) > 1 else []
-    return Chart(figure.title, drawing, legend, figure.note)
+    return Chart(figure.title, Markup(drawing), legend, figure.note), size
 
 
 def _axis(axis: Axis) -> svg.Axis:

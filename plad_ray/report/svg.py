@@ -18,6 +18,9 @@ from plad_ray.report.text import visible
 
 WIDTH, HEIGHT = 330, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 26
+LETTER = 6.5  # width, about
+#: more room above a long label of the y axis, and below for a label of the x axis that has a line of its own
+OVER, UNDER = 10, 17
 POINTS = 240
 Kind = Literal["line", "points", "line+points", "bars", "band"]
 
@@ -118,25 +121,34 @@ def xy(
     x: Axis,
     y: Axis,
     rules: Sequence[Rule] = (),
-    size: tuple[int, int] = (WIDTH, HEIGHT),
 ) -> str:
     """Curves, points with whiskers, bands and bars over one pair of axes."""
+    return xy_sized(title, series, x, y, rules, (WIDTH, HEIGHT))[0]
+
+
+def xy_sized(
+    title: str, series: Sequence[Series], x: Axis, y: Axis, rules: Sequence[Rule], size: tuple[int, int]
+) -> tuple[str, tuple[float, float]]:
+    """The same in a ``size``, which grows by what labels take; the drawing's own is given back."""
     series = [s for s in series if len(s.x)]
     width, height = size
     bottom = height - BOTTOM
     xs, ys = _span_x(series, x, rules), _span_y(series, y, rules)
     y_marks = list(range(len(y.names))) if y.names else log_ticks(*ys) if y.log else ticks(*ys)
     left = max(LEFT, 14 + 6.2 * max(len(y.text(t)) for t in y_marks))
+    top = TOP + (OVER if _wider(y.label, left - 7) else 0)
+    under = bool(x.label) and (bool(x.names) or _wider(x.label, 0.4 * (width - RIGHT - left)))
     place_x = Scale(*xs, left, width - RIGHT, x.log)
-    place_y = Scale(min(ys[0], y_marks[0]), max(ys[1], y_marks[-1]), bottom, TOP, y.log)
-    parts = [*_grid(y, y_marks, place_y, left, width), *_axis_x(x, xs, place_x, bottom, left, width)]
-    parts += [_rule(rule, place_x, place_y, (left, width - RIGHT), (TOP, bottom)) for rule in rules]
+    place_y = Scale(min(ys[0], y_marks[0]), max(ys[1], y_marks[-1]), bottom, top, y.log)
+    parts = [*_grid(y, y_marks, place_y, left, width), *_axis_x(x, xs, place_x, bottom, left, width, under)]
+    parts += [_rule(rule, place_x, place_y, (left, width - RIGHT), (top, bottom)) for rule in rules]
     bars, drawn = ([s for s in series if (s.kind == "bars") is wanted] for wanted in (True, False))
     parts += [_bars(s, bars, x, y, place_x, place_y, bottom) for s in bars]
     parts += [_band(s, place_x, place_y) for s in drawn]
     parts += [_line(s, x, y, place_x, place_y) for s in drawn]
     parts += [_points(s, x, y, place_x, place_y) for s in drawn]  # on top, so that they answer the pointer
-    return _svg(title, parts, height, width)
+    height += UNDER if under else 0
+    return _svg(title, parts, height, width), (width, height)
 
 
 def dots(title: str, rows: Sequence[tuple[str, Sequence[Dot]]], middle: float | None, unit: str = "%") -> str:
@@ -217,7 +229,8 @@ def _span_y(series: Sequence[Series], axis: Axis, rules: Sequence[Rule]) -> tupl
 
 
 def _grid(axis: Axis, marks: Sequence[float], place: Scale, left: float, width: float) -> list[str]:
-    title = f'<text class="axis" x="{left - 7:.1f}" y="9" text-anchor="end">{escape(axis.label)}</text>'
+    at = 'x="0" y="9"' if _wider(axis.label, left - 7) else f'x="{left - 7:.1f}" y="9" text-anchor="end"'
+    title = f'<text class="axis" {at}>{escape(axis.label)}</text>'
     lines = [
         f'<path class="grid" d="M{left:.1f} {place(t):.1f}H{width - RIGHT}"/>'
         f'<text class="axis" x="{left - 7:.1f}" y="{place(t) + 4:.1f}" text-anchor="end">{escape(axis.text(t))}</text>'
@@ -226,26 +239,33 @@ def _grid(axis: Axis, marks: Sequence[float], place: Scale, left: float, width: 
     return [*lines, title] if axis.label else lines
 
 
-def _axis_x(axis: Axis, span: tuple[float, float], place: Scale, bottom: float, left: float, width: float) -> list[str]:
-    """Round numbers under the axis, then its label at the right, where no number stands."""
+def _axis_x(
+    axis: Axis, span: tuple[float, float], place: Scale, bottom: float, left: float, width: float, under: bool = False
+) -> list[str]:
+    """Names or round numbers under the axis; its label at their right, where no number stands, or ``under`` them."""
     y, end = bottom + 15, width - RIGHT
+    at = (
+        f'x="{(left + end) / 2:.1f}" y="{y + 15}" text-anchor="middle"'
+        if under
+        else f'x="{end}" y="{y}" text-anchor="end"'
+    )
+    label = [f'<text class="axis" {at}>{escape(axis.label)}</text>'] if axis.label else []
     if axis.names:
-        middle = (left + end) / 2
-        names = [
-            f'<text class="axis" x="{place(i):.1f}" y="{y}" text-anchor="middle">{escape(name)}</text>'
-            for i, name in enumerate(axis.names)
-        ]
-        label = f'<text class="axis" x="{middle:.1f}" y="{y + 13}" text-anchor="middle">{escape(axis.label)}</text>'
-        return [*names, label] if axis.label else names
-    room = end - 6.5 * len(axis.label) - 14
-    count = 6 if width <= WIDTH else 9
-    marks = log_ticks(*span) if axis.log else ticks(*span, count=count)
-    marks = [t for t in marks if span[0] <= t <= span[1] and place(t) <= room]
-    numbers = [
+        marks: list[float] = list(range(len(axis.names)))
+    else:
+        room = end if under else end - LETTER * len(axis.label) - 14
+        count = 6 if width <= WIDTH else 9
+        marks = log_ticks(*span) if axis.log else ticks(*span, count=count)
+        marks = [t for t in marks if span[0] <= t <= span[1] and place(t) <= room]
+    shown = [
         f'<text class="axis" x="{place(t):.1f}" y="{y}" text-anchor="middle">{escape(axis.text(t))}</text>'
         for t in marks
     ]
-    return [*numbers, f'<text class="axis" x="{end}" y="{y}" text-anchor="end">{escape(axis.label)}</text>']
+    return [*shown, *label]
+
+
+def _wider(text: str, room: float) -> bool:
+    return LETTER * len(text) > room
 
 
 def _rule(rule: Rule, place_x: Scale, place_y: Scale, xs: tuple[float, float], ys: tuple[float, float]) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from plad_ray.artifacts import Store
 from plad_ray.config import Experiment
+from plad_ray.config.pairs import NAME
 from plad_ray.stages import Job
 from plad_ray.study import compare, runs
 from plad_ray.study.arms import MAIN, vary
@@ -26,7 +27,7 @@ class Settings(compare.Settings):
     @field_validator("variants")
     @classmethod
     def _names(cls, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        wrong = [name for name in variants if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == MAIN]
+        wrong = [name for name in variants if not re.fullmatch(NAME, name) or name == MAIN]
         if wrong or not variants:
             raise ValueError(
                 f"variants are one or more, named by letters, digits, - and _, none {MAIN} (given: {wrong})"

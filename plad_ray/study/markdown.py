@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from plad_ray.report.markdown import escape, fenced
 from plad_ray.study import shown
 from plad_ray.study.result import StudyResult, Table
 
@@ -25,13 +26,13 @@ def _lines(result: StudyResult) -> Iterator[str]:
         yield from _table(table)
         if table.note:
             yield f"\n{escape(table.note)}"
-    for figure in result.figures:
+    for figure in result.drawn:
         yield from ("", f"## {escape(figure.title)}", "", f"![{escape(figure.title)}]({figure.key}.svg)")
         if figure.note:
             yield f"\n{escape(figure.note)}"
     for name, content in result.chosen.items():
-        yield from ("", f"## {name}", "", f"`plad run {name}` takes this file.", "", *_fenced(content))
-    yield from ("", "## Settings", "", *_fenced(result.experiment), "", "Of the study:", "")
+        yield from ("", f"## {name}", "", f"`plad run {name}` takes this file.", "", fenced(content, "yaml"))
+    yield from ("", "## Settings", "", fenced(result.experiment, "yaml"), "", "Of the study:", "")
     yield from (f"- `{key}`: `{value}`" for key, value in result.settings.items())
     yield from ("", "## Artifacts", "")
     yield from (f"- {key}: `{name}`" for key, name in result.artifacts.items())
@@ -43,15 +44,3 @@ def _table(table: Table) -> Iterator[str]:
     for row in table.rows:
         cells = (escape(shown.cell(value, column)) for value, column in zip(row, table.columns, strict=True))
         yield "| " + " | ".join(cells) + " |"
-
-
-def _fenced(text: str) -> list[str]:
-    return ["```yaml", *text.rstrip().replace("```", "'''").splitlines(), "```"]
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    flat = shown.printable(text)
-    for mark in "\\`*_|<[":
-        flat = flat.replace(mark, "&lt;" if mark == "<" else f"\\{mark}")
-    return flat

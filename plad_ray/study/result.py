@@ -121,6 +121,11 @@ class Findings(Section):
     chosen: dict[str, str] = Field(default_factory=dict)
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
+    @property
+    def drawn(self) -> tuple[Figure, ...]:
+        """The figures that have a point."""
+        return tuple(figure for figure in self.figures if any(series.x for series in figure.series))
+
 
 class StudyResult(Findings):
     """The findings and where they come from. ``artifacts``: by what it was used for, the name of each artifact in the

@@ -27,8 +27,3 @@ def number(value: float, column: Column, bare: bool = False) -> str:
     if column.unit == "points":
         return f"{100 * value:+.{column.digits}f}"
     return f"{value:.{column.digits}f}"
-
-
-def printable(text: str) -> str:
-    """``text`` on one line, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in text)

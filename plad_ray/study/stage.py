@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from plad_ray.report.study import draw, render_study
 from plad_ray.stages import Job, Outcome
 from plad_ray.study import find, markdown
 from plad_ray.study.result import StudyResult
@@ -13,17 +14,14 @@ from plad_ray.study.result import StudyResult
 
 def run(job: Job) -> Outcome:
     """Stage: ``files/result.json`` (a ``StudyResult``), ``files/study.html``, ``files/study.md`` and its figures as SVG."""
-    from plad_ray.report.study import render_study
-    from plad_ray.study import plot  # Matplotlib costs a plan seconds
-
     study = find(job.config["study"])
     result = StudyResult.model_validate({**dict(study.result(job)), **_facts(job, study)})
     write = job.out.store.write_bytes
     write(job.out.file("files/result.json"), result.model_dump_json(indent=1).encode())
     write(job.out.file("files/study.html"), render_study(result, job.out.store).encode())
     write(job.out.file("files/study.md"), markdown.render(result).encode())
-    for figure in result.figures:
-        write(job.out.file(f"files/{figure.key}.svg"), plot.svg(figure))
+    for figure in result.drawn:
+        write(job.out.file(f"files/{figure.key}.svg"), draw(figure).encode())
     for name, content in result.chosen.items():
         write(job.out.file(f"files/{name}"), content.encode())
     return Outcome(metrics={"summary": list(result.summary)})

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from plad_ray.report.text import visible
 from plad_ray.study import shown
 from plad_ray.study.result import StudyResult, Table
 
@@ -28,4 +29,4 @@ def _table(table: Table) -> RichTable:
 
 
 def _text(text: str, style: str = "") -> Text:
-    return Text(shown.printable(text), style=style)
+    return Text(" ".join(visible(text).split()), style=style)

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from plad_ray.cli import app
 from plad_ray.errors import PladError
-from plad_ray.report import difference, runs
+from plad_ray.report import command, difference, runs
 from plad_ray.report import run as report_run
 from tests.report.made_up import FLAWS, finish, world
+from tests.report.test_browser import browser, opened  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,12 @@ def test_one_run_is_its_own_page(store, tmp_path) -> None:
 def test_what_cannot_be_shown_is_one_message(store, tmp_path, monkeypatch, arguments, message) -> None:
     result = CliRunner().invoke(app, ["report", *arguments, "--store", str(store)])
     assert result.exit_code == 2 and message in result.stderr
+
+
+def test_both_runs_fit_beside_each_other_on_screen_and_paper(browser, store, tmp_path) -> None:  # noqa: F811
+    [file, _] = command.write(["plain", "wider"], str(store), tmp_path / "ab.html")
+    with opened(browser, file) as page:
+        assert page.evaluate("[...document.querySelectorAll('.scroll')].every(s => s.scrollWidth <= s.clientWidth)")
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 688, "height": 900})  # A4 less its margins
+        assert page.evaluate("document.documentElement.scrollWidth") <= 688

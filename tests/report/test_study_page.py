@@ -28,7 +28,7 @@ def made_up(artifacts: dict[str, str], evil: str = ""):
         ("sft", None, None, 10, None),
     ]
     share = result.Axis(label="share of the data", unit="percent", log=True)
-    rate = result.Axis(label="win rate", unit="percent")
+    rate = result.Axis(label="win rate against the references", unit="percent")
     xs, ys = (0.05, 0.2, 1.0), (0.3, 0.42, 0.55)
     whiskers = {"low": (0.25, 0.4, 0.5), "high": (0.35, 0.45, 0.6)}
     figures = [
@@ -77,12 +77,23 @@ def test_with_a_store_the_whole_lineage_is_there(tmp_path) -> None:
     assert 'class="graph"' in page and "Worker-hours" in page
 
 
+#: labels that begin left of their drawing or end right of it
+WITHIN = """[...document.querySelectorAll('figure svg')].flatMap(drawing => {
+  const place = drawing.getBoundingClientRect();
+  return [...drawing.querySelectorAll('text')].filter(text => {
+    const own = text.getBoundingClientRect();
+    return own.width && (own.left < place.left - 1 || own.right > place.right + 1);
+  }).map(text => text.textContent);
+})"""
+
+
 def test_a_browser_draws_it_and_runs_no_text(browser, tmp_path) -> None:  # noqa: F811
     file = Path(tmp_path) / "study.html"
     file.write_text(render_study(made_up({"evaluation": "evaluate-0"}, EVIL)), encoding="utf-8")
     with opened(browser, file) as page:
         assert page.locator("svg").count() == 3 and page.evaluate("window.hacked") is None
         assert page.locator("svg circle.mark").count() == 3 + 2 and page.locator("svg rect.mark").count() == 4
+        assert page.evaluate(WITHIN) == [], "no label leaves its drawing"
         page.locator("svg circle.mark").nth(1).hover()
         tip = page.locator("#tip").inner_text().split("\n")
         assert tip[1:] == ["share of the data, % 20", "42 [40, 45]", "b"]

@@ -18,6 +18,7 @@ from plad_ray.config import Runtime, parse
 from plad_ray.errors import PladError
 from plad_ray.preflight import check
 from plad_ray.stages import Stage
+from plad_ray.track import choose
 from plad_ray.track.base import Feed, Subject, Trackers
 from plad_ray.track.choose import trackers
 from tests.train.train_jobs import distill_job, session
@@ -235,6 +236,25 @@ def test_a_missing_package_is_said_before_any_compute(monkeypatch) -> None:
     )
     with pytest.raises(PladError, match=r"package wandb is not installed; pip install 'plad-ray\[wandb\]'"):
         check(exp, [stage])
+
+
+def test_wandb_online_without_a_key_is_said_before_any_compute(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("wandb")
+    logins = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(logins))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    online, offline = (runtime(wandb={"mode": mode}).track for mode in ("online", "offline"))
+    with pytest.raises(PladError, match=r"no key to log in with; set WANDB_API_KEY .*mode=offline"):
+        choose.check(online)
+    choose.check(offline)
+    logins.write_text("machine api.wandb.ai login user password secret")
+    choose.check(online)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    with pytest.raises(PladError, match="no key"):
+        choose.check(online)
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    choose.check(online)
 
 
 def test_no_secret_in_the_config() -> None:
