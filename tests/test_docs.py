@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from plad_ray import config
 from plad_ray.cli import app
 from plad_ray.config.loading import apply_override
+from plad_ray.config.study import load_study
 from plad_ray.manifest.render import manifest
+from plad_ray.study import find as find_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs/pages").rglob("*.md"))
@@ -86,6 +88,9 @@ def test_commands_are_accepted(page: str, command: list[str], monkeypatch):
     for file in files:
         if command[0] == "manifest":
             assert manifest(ROOT / file, tuple(overrides))
+        elif command[0] == "study":
+            name = command[1]
+            assert load_study(name, find_study(name).settings, ROOT / file, overrides)[0].name
         elif file.startswith("jobs/"):
             assert config.load(file, overrides).name
         else:
