@@ -49,10 +49,11 @@ def experiment(root: Path, arms: dict[str, Any]) -> config.Experiment:
     return config.load(ROOT / "jobs/demo.yaml", [f"{key}={json.dumps(value)}" for key, value in tiny.items()])
 
 
-def train_here(job: Job, callbacks: Any = ()) -> dict[str, Any]:
-    result = work(job, World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None))
-    assert "error" not in result, f"{job.stage}: {result['error']}"
-    return result
+def train_here(jobs: list[Job], callbacks: Any = ()) -> list[dict[str, Any]]:
+    results = [work(job, World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None)) for job in jobs]
+    for job, result in zip(jobs, results, strict=True):
+        assert "error" not in result, f"{job.stage}: {result['error']}"
+    return results
 
 
 @pytest.mark.engine

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from plad_ray.data import demo, reading
 from plad_ray.data.rows import Messages, Record, prompt_of, short_hash, text_of
@@ -68,6 +69,15 @@ def run(job: Job) -> Outcome:
     rows = [row for name in names for row in _rows(name, kept[name])]
     job.out.write_rows(pa.Table.from_pylist(rows, ROW))
     return Outcome(len(rows) + dropped.total(), len(rows), {k: n for k, n in sorted(dropped.items()) if n})
+
+
+def prompts(job: Job) -> Outcome:
+    """``ROW`` rows of ``preferences`` -> a prompt table: one PROMPT row a pair."""
+    table = job.inputs["preferences"].table()
+    chosen = table.filter(pc.equal(table["policy"], SIDES[0]))
+    chosen = chosen.append_column("group", chosen["prompt_id"])
+    job.out.write_rows(chosen.select(PROMPT.names).cast(PROMPT))
+    return Outcome(table.num_rows, chosen.num_rows, {"same_prompt": table.num_rows - chosen.num_rows})
 
 
 def preference(record: Record) -> Preference | str:

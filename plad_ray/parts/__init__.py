@@ -2,7 +2,7 @@
 
 from plad_ray.parts.averaging import average
 from plad_ray.parts.common import Made
-from plad_ray.parts.data import imported_responses, preferences, prompts
+from plad_ray.parts.data import imported_responses, preference_prompts, preferences, prompts
 from plad_ray.parts.evaluation import evaluate, report
 from plad_ray.parts.generation import generate_arms, generate_bases, generate_samples, score
 from plad_ray.parts.training import adapters, sft, tables
@@ -16,6 +16,7 @@ __all__ = [
     "generate_bases",
     "generate_samples",
     "imported_responses",
+    "preference_prompts",
     "preferences",
     "prompts",
     "report",

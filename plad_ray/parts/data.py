@@ -50,6 +50,16 @@ def preferences(exp: Experiment, path: str | None, limit: int | None) -> Stage:
     return Stage("preferences", lazy("plad_ray.data.preferences"), config, {}, identity, ray=False)
 
 
+def preference_prompts(preferences: Stage) -> Stage:
+    """The prompts of ``preferences``, each once."""
+    return Stage(
+        "preference-prompts",
+        lazy("plad_ray.data.preferences", "prompts"),
+        inputs={"preferences": preferences},
+        ray=False,
+    )
+
+
 def _import(function: str, name: str, key: str, path: str, prompts: Stage) -> Stage:
     if not Path(path).exists():
         raise PladError(f"{key}: {path} does not exist")

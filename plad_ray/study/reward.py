@@ -46,10 +46,11 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     if exp.scorer.name == "rouge":
         raise PladError("study reward: rouge compares with a reference, and a human preference has none")
     pairs = parts.preferences(exp, settings.pairs, settings.limit)
+    prompts = parts.preference_prompts(pairs)
     inputs: dict[str, Stage] = {"preferences": pairs}
     for shown in settings.formats:
         scorer = exp.scorer.model_copy(update={"format": shown})
-        scores = parts.score(exp.model_copy(update={"scorer": scorer}), f"preference-scores-{shown}", pairs, pairs)
+        scores = parts.score(exp.model_copy(update={"scorer": scorer}), f"preference-scores-{shown}", prompts, pairs)
         assert scores is not None, "there is a scorer"
         inputs[f"scores/{shown}"] = scores
     last = last_stage(STUDY, exp, settings, inputs)
