@@ -163,7 +163,7 @@ def execute(
                 if failure is None:
                     waiting = [stage for stage in waiting if stage not in group]
                     jobs = [job_of(stage, store, runtime, reporter(stage.title)) for stage in group]
-                    running[pool.submit(run_stages, group, jobs, say)] = group
+                    running[pool.submit(run_group, group, jobs, say)] = group
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 failure = failure or future.exception()
@@ -221,10 +221,10 @@ def job_of(stage: Stage, store: Store, runtime: Runtime, progress: Callable[...,
 
 def run_stage(stage: Stage, job: Job, say: Callable[[str], None] = print) -> None:
     """Run one stage under its lease and publish its manifest, unless somebody finished it meanwhile."""
-    run_stages([stage], [job], say)
+    run_group([stage], [job], say)
 
 
-def run_stages(stages: list[Stage], jobs: list[Job], say: Callable[[str], None] = print) -> None:
+def run_group(stages: list[Stage], jobs: list[Job], say: Callable[[str], None] = print) -> None:
     """Run one stage, or several in turn, under their leases, and publish the manifests of those that succeed, unless
     somebody finished them meanwhile. Raises the first error after that."""
     outs = sorted((job.out for job in jobs), key=lambda out: out.name)  # so two drivers never wait in a ring

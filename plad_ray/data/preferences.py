@@ -24,7 +24,7 @@ from plad_ray.stages import Job, Outcome
 SIDES = ("chosen", "rejected")
 OPTION = "study.pairs needs prompt, chosen, rejected; or HH's chosen and rejected; or info, summaries, choice"
 
-#: two rows a pair, whose id is ``prompt_id`` and whose sides are the policies: text and prompt, as ``reward.run`` reads both
+#: two rows a pair, whose id is ``prompt_id`` and whose sides are the policies: the text, and the prompt for ``prompts``
 ROW = pa.schema(
     [
         *(field for field in SCORE if field.name != "score"),

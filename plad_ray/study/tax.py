@@ -162,6 +162,11 @@ class Task:
     nlls: dict[str, Values]
     fronts: dict[float, list[Student]]
 
+    @property
+    def places(self) -> list[tuple[Student, float]]:
+        """Every student at every temperature."""
+        return [(s, t) for t, students in self.fronts.items() for s in students]
+
     @classmethod
     def of(cls, job: Job, prefix: str = "", name: str = "") -> Task:
         found, facts = Runs.of(job, f"{prefix}{EVALUATION}"), job.config["facts"]["students"]
@@ -205,9 +210,7 @@ def on_front(students: list[Student]) -> set[str]:
 
 def table(task: Task) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        (*_shown(s, t), "yes" if s.name in on_front(students) else "")
-        for t, students in task.fronts.items()
-        for s in students
+        (*_shown(s, t), "yes" if s.name in on_front(task.fronts[t]) else "") for s, t in task.places
     ]
     return Table(
         key="front",
@@ -220,15 +223,11 @@ def table(task: Task) -> Table:
 
 
 def second_table(task: Task) -> Table:
-    won = {(s.name, t): task.found.won(s.name, t) for t, students in task.fronts.items() for s in students}
-    of = {s.name: s.arm for students in task.fronts.values() for s in students if s.base_weight and s.arm}
+    won = {(s.name, t): task.found.won(s.name, t) for s, t in task.places}
+    of = {s.name: s.arm for s, _ in task.places if s.base_weight and s.arm}
     wins = task.found.estimates({(n, t): less(won[n, t], won[of[n], t]) for n, t in won if n in of})
     nlls = task.found.estimates({name: less(task.nlls[name], task.nlls[arm]) for name, arm in of.items()})
-    rows: list[tuple[Cell, ...]] = [
-        (*_shown(s, t), wins.get((s.name, t)), nlls.get(s.name))
-        for t, students in task.fronts.items()
-        for s in students
-    ]
+    rows: list[tuple[Cell, ...]] = [(*_shown(s, t), wins.get((s.name, t)), nlls.get(s.name)) for s, t in task.places]
     return Table(
         key="second",
         title="The second task, on which nobody was distilled",

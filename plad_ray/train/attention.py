@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from plad_ray.train.layout import Segments, Span
+from plad_ray.train.layout import PROVEN, Segments, Span
 
-#: Model types that hand further arguments on to their attention (tests/train/test_shared.py).
-IN_BLOCKS = ("llama", "qwen2", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "mistral", "gemma2", "gemma3_text")
 #: Queries of a block, at most. On CPUs smaller ones cost more in calls than they save.
 QUERIES = 144
 
@@ -43,7 +41,7 @@ class Blocks:
 
 def blocks_of(segments: Segments, model_type: str) -> Blocks | None:
     """None: one dense mask, for unknown models, and off CPUs, where blocks were never measured."""
-    if model_type not in IN_BLOCKS or segments.position_SL.device.type != "cpu":
+    if model_type not in PROVEN or segments.position_SL.device.type != "cpu":
         return None
     spans = [span for row in segments.spans for span in row]
     length = segments.position_SL.shape[1]

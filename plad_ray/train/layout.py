@@ -16,6 +16,10 @@ from torch import Tensor
 
 from plad_ray.objectives import Values
 
+#: Model types whose log-probs and gradients on shared prompts equal the plain forward's, with attention in one piece and in
+#: blocks (tests/train/test_shared.py).
+PROVEN = ("llama", "qwen2", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "mistral", "gemma2", "gemma3_text")
+
 
 @dataclass(frozen=True)
 class Row:

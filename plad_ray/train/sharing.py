@@ -15,14 +15,12 @@ from plad_ray.errors import PladError
 from plad_ray.models.load import is_seq2seq
 from plad_ray.objectives.base import Objective
 from plad_ray.train.forward import causal_model
-from plad_ray.train.layout import CONCATENATED, Layout, Row
+from plad_ray.train.layout import CONCATENATED, PROVEN, Layout, Row
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.masks import KINDS, layer_kinds
 from plad_ray.train.seq2seq import seq2seq_layout
 from plad_ray.train.shared import SHARED
 
-#: Model types whose log-probs and gradients on shared prompts equal the plain forward's (tests/train/test_shared.py).
-PROVEN = ("llama", "qwen2", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "mistral", "gemma2", "gemma3_text")
 #: Model types that are known to differ, and why.
 INEXACT = {"gpt_neo": "its local attention counts indices, not positions"}
 
