@@ -46,6 +46,11 @@ def values(line: Line) -> dict[str, float]:
     return {name: float(value) for name, value in {**known, **noted}.items() if value is not None}
 
 
+def tag(name: str) -> str:
+    """``name`` in ASCII, which is all that Ray takes for a tag; a study's stages are called ``distill · seed 0``."""
+    return name.replace("·", "-").encode("ascii", "backslashreplace").decode("ascii")
+
+
 class Exporter:
     """Sets the gauges of this process; without a connected Ray there is nobody to tell."""
 
@@ -58,7 +63,7 @@ class Exporter:
         if ray is None or not ray.is_initialized():
             return
         for name, value in values(line).items():
-            self._gauge(name).set(value, {"run": self.run, "stage": stage, "unit": line.unit})
+            self._gauge(name).set(value, {"run": tag(self.run), "stage": tag(stage), "unit": line.unit})
 
     def _gauge(self, name: str) -> Any:
         if name not in self.gauges:

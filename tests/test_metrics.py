@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plad_ray.metrics import METRICS, values
+from plad_ray.metrics import METRICS, tag, values
 from plad_ray.progress import Board, Line
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,16 @@ def test_panels_are_laid_out_side_by_side():
     places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
     assert len({(p["x"], p["y"]) for p in places}) == len(places) and all(p["x"] + p["w"] <= 24 for p in places)
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
+
+
+def test_any_name_can_be_a_tag():
+    from ray.util.metrics import Gauge
+
+    assert tag("distill · seed 0") == "distill - seed 0" and tag("größe") == "gr\\xf6\\xdfe"
+    gauge = Gauge("plad_test", "of a test", tag_keys=("stage",))
+    gauge.set(1.0, {"stage": tag("größe · seed 0")})
+    with pytest.raises(UnicodeEncodeError):  # else ``tag`` has become superfluous
+        gauge.set(1.0, {"stage": "größe"})
 
 
 def test_what_a_report_says():
