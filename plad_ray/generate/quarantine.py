@@ -41,49 +41,53 @@ class Quarantine:
         lost: Callable[[dict[str, Any]], None],
     ):
         self.job, self.done, self.attempt, self.lost = job, done, attempt, lost
-        self.count, self.alive = 0, False
+        self.count, self.answered = 0, bool(done.there.any())
 
     def complete(self, pools: list[EnginePool], work: Work, in_flight: Callable[[EnginePool], int]) -> None:
-        """All of ``work``. Raises PladError for an engine that finishes nothing at all, and above ``max_quarantined``."""
-        while any(work.left.values()):
-            try:
-                self._try(pools, work)
-                return
-            except EngineLost as error:
-                self._refuse_silence(error)
-                logger.warning("%s: engines lost (%s); looking for the request at fault", self.job.stage, error)
+        """All of ``work``. Raises PladError for engines that do not start or answer nothing, and above
+        ``max_quarantined``."""
+        while any(work.left.values()) and (lost := self._try(pools, work)):
+            logger.warning("%s: engines lost (%s); looking for the request at fault", self.job.stage, lost)
             for pool in pools:
                 window = pool.runtime.replicas * in_flight(pool) * pool.rows_per_block
-                if self._examine(pool, list(islice(self._left(work, pool), window)), pool.rows_per_block, work.total):
+                size = pool.rows_per_block if self.answered else 1  # an answer shows soon that engines work at all
+                if self._examine(pool, list(islice(self._left(work, pool), window)), size, work.total):
                     break
             work = self._written([(pool, self._left(work, pool)) for pool in pools], work.total)
 
-    def _try(self, pools: list[EnginePool], work: Work) -> None:
+    def _try(self, pools: list[EnginePool], work: Work) -> EngineLost | None:
+        """What became of the engines, if they did not answer all of ``work``."""
         try:
             self.attempt(pools, work)
         except EngineLost as error:
-            self.alive = self.alive or error.blocks > 0
-            raise
-        self.alive = True
+            if not error.started:
+                raise PladError(
+                    f"{self.job.stage}: {error}. See the engines' logs in Ray's session, /tmp/ray/session_latest/logs on "
+                    "their nodes; if they need longer, raise runtime.stall_seconds"
+                ) from None
+            self.answered = self.answered or error.blocks > 0
+            return error
+        self.answered = True
+        return None
 
     def _examine(self, pool: EnginePool, suspects: list[dict[str, Any]], size: int, total: int) -> bool:
         """Answer ``suspects``, ``size`` at a time; True as soon as one of them is in quarantine."""
         runtime = pool.runtime.model_copy(update={"replicas": 1, "batch_size": size})
         single, deaths = replace(pool, runtime=runtime, tries=1, alone=True), Counter[int]()
         while left := [row for row in suspects if row["number"] not in self.done]:
-            try:
-                self._try([single], self._written([(single, left)], total))
-            except EngineLost as error:
-                block = [row for row in left if row["number"] not in self.done][:size]
-                if size > 1:
-                    if self._examine(pool, block, 1, total):
-                        return True
-                    continue
-                for row in block:
-                    deaths[row["number"]] += 1
-                    if error.stalled or deaths[row["number"]] == self.job.runtime.engine_tries:
-                        self._enter(row, error, deaths[row["number"]])
-                        return True
+            lost = self._try([single], self._written([(single, left)], total))
+            if lost is None:
+                continue
+            block = [row for row in left if row["number"] not in self.done][:size]
+            if size > 1:
+                if self._examine(pool, block, 1, total):
+                    return True
+                continue
+            for row in block:
+                deaths[row["number"]] += 1
+                if lost.stalled or deaths[row["number"]] == self.job.runtime.engine_tries:
+                    self._enter(row, lost, deaths[row["number"]])
+                    return True
         return False
 
     def _enter(self, row: dict[str, Any], error: EngineLost, deaths: int) -> None:
@@ -92,21 +96,14 @@ class Quarantine:
         why = f"no answer within {runtime.stall_seconds:g} s" if error.stalled else f"killed {deaths} engines"
         message = "%s: request %s is in quarantine: alone in its engine, %s"
         logger.warning(message, self.job.stage, row["rid"], why, extra={"rid": row["rid"]})
-        if self.count > runtime.max_quarantined:
+        none, many = self.count == 2 and not self.answered, self.count > runtime.max_quarantined
+        if none or many:
+            limit = "no other was answered" if none else f"runtime.max_quarantined is {runtime.max_quarantined}"
             raise PladError(
-                f"{self.job.stage}: {self.count} requests are in quarantine, above runtime.max_quarantined "
-                f"{runtime.max_quarantined} (the last, {row['rid']}: {why}). So many mean that the engine itself is at "
-                "fault: see its logs in Ray's session, /tmp/ray/session_latest/logs on its node"
+                f"{self.job.stage}: {self.count} requests are in quarantine, and {limit} (the last, {row['rid']}: {why}). "
+                "The engine itself is at fault: see its logs in Ray's session, /tmp/ray/session_latest/logs on its node"
             )
         self.lost(part_row({}, {**row, "ids": None, "error": f"{MARK}alone in its engine, {why}"}))
-
-    def _refuse_silence(self, error: EngineLost) -> None:
-        if error.stalled and not self.alive:
-            raise PladError(
-                f"{self.job.stage}: {error}, nor was any before: the engines do not start, or hang at once. See their logs "
-                "in Ray's session, /tmp/ray/session_latest/logs on their nodes; if they need longer, raise "
-                "runtime.stall_seconds"
-            ) from error
 
     def _left(self, work: Work, pool: EnginePool) -> Iterator[dict[str, Any]]:
         rows = stored_requests(self.job.out, f"{work.folder}/{pool.name}") if work.left[pool.name] else iter(())

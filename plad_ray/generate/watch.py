@@ -3,84 +3,123 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-
-_here = threading.local()
-
-
-class Begun(ExecutionCallback):
-    """Called in the thread that starts an execution. The class travels with a dataset's context, so it holds nothing."""
-
-    def before_execution_starts(self, executor: Any) -> None:
-        _here.executors.append(executor)
+#: how often an execution is looked at
+CHECK_SECONDS = 0.5
+_begun = threading.local()
 
 
 class EngineLost(Exception):  # noqa: N818 - what happened, not a mistake
-    """``stalled``: no engine finished a block in time, and all of them were ended. Else one died under a block as often as
-    it may. ``blocks`` had come back before."""
+    """``stalled``: there was no news in time, and all engines were ended. Else one died under a block as often as it may.
+    ``blocks`` had come back before; ``started``: there was an engine at work."""
 
-    def __init__(self, message: str, stalled: bool, blocks: int):
+    def __init__(self, message: str, stalled: bool, blocks: int, started: bool = True):
         super().__init__(message)
-        self.stalled, self.blocks = stalled, blocks
+        self.stalled, self.blocks, self.started = stalled, blocks, started
 
 
 def blocks(rows: Dataset, stall_seconds: float) -> Generator[pa.Table]:
     """The blocks of ``rows`` as engines finish them; this process alone has the tokenizers to read them.
 
-    Raises EngineLost. Closing it ends the engines.
+    News are a block that is finished and an engine that comes up or dies: the time that an engine takes to start is not
+    counted as time that it takes to answer. Raises EngineLost. Closing it ends the engines.
     """
-    execution, finished = _Execution(rows), 0
+    execution, dead = _Execution(rows, stall_seconds), None
     try:
-        while (block := execution.next_block(stall_seconds)) is not None:
-            finished += 1
+        while (block := execution.next_block()) is not None:
             if block.num_rows:
                 yield block
     except ray.exceptions.RayActorError as error:
         if error.actor_init_failed:
             raise
-        raise EngineLost(str(error).splitlines()[0], stalled=False, blocks=finished) from error
+        dead = str(error).splitlines()[0]
     finally:
         execution.end()
+    # raised here, where no exception is at hand that would keep the execution in memory
+    if dead is not None:
+        raise EngineLost(dead, stalled=False, blocks=execution.finished)
     if execution.stalled:
-        raise EngineLost(f"no block was finished for {stall_seconds:g} s", stalled=True, blocks=finished)
+        what = "no block was finished" if execution.alive else "no engine started"
+        message = f"{what} for {stall_seconds:g} s"
+        raise EngineLost(message, stalled=True, blocks=execution.finished, started=execution.alive > 0)
+
+
+class Reports(ExecutionCallback):
+    """Made by Ray for an execution, in the thread that begins it, and called by its scheduler. The class travels with the
+    dataset's context, so it holds nothing itself."""
+
+    def __init__(self) -> None:
+        self.execution: _Execution = _begun.execution
+        del _begun.execution
+
+    def before_execution_starts(self, executor: Any) -> None:
+        self.execution.executor = executor
+
+    def on_execution_step(self, executor: Any) -> None:
+        pools = [operator._actor_pool for operator in executor._topology if isinstance(operator, ActorPoolMapOperator)]
+        self.execution.alive = sum(pool.num_running_actors() - pool.num_restarting_actors() for pool in pools)
+        for pool in pools:
+            self.execution.actors.update(pool._running_actors, pool._pending_actors.values())
 
 
 class _Execution:
-    """The execution of a dataset, which this thread starts with the first block. Ray Data's own guard
-    (``execution_no_progress_timeout_s``) leaves an engine that hangs alive, and with it its GPU, so ending is done here."""
+    """The execution of a dataset, which this thread begins with the first block. Ray Data's own guard
+    (``execution_no_progress_timeout_s``) leaves an engine that hangs alive, and with it its GPU, so silence is noticed here.
+    """
 
-    def __init__(self, rows: Dataset):
-        self.stalled = False
-        self.executors: list[Any] = []
-        _here.executors = self.executors
-        rows.context.custom_execution_callback_classes = [Begun]
+    def __init__(self, rows: Dataset, stall_seconds: float):
+        self.stall_seconds, self.stalled = stall_seconds, False
+        self.finished = self.alive = 0  # blocks, and engines that are up
+        self.executor: Any = None
+        self.actors: set[Any] = set()
+        self.waiting, self.over = False, threading.Event()
+        _begun.execution = self
+        rows.context.custom_execution_callback_classes = [Reports]
         rows.context.execution_no_progress_timeout_s = -1
         self.answers = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        threading.Thread(target=self._listen, daemon=True, name="engines").start()
 
-    def next_block(self, seconds: float) -> Any:
-        """None at the end, and when none was finished for so long."""
-        timer = threading.Timer(seconds, self._stall)
-        timer.daemon = True
-        timer.start()
+    def next_block(self) -> pa.Table | None:
+        """None at the end, and when there was no news for too long."""
+        self.waiting = True
         try:
-            return next(self.answers, None)
+            block = next(self.answers, None)
         finally:
-            timer.cancel()
+            self.waiting = False
+        if block is not None:
+            self.finished += 1
+        elif not self.stalled:
+            self.over.set()
+        return block
 
-    def _stall(self) -> None:
-        self.stalled = True
-        self.end()
+    def _listen(self) -> None:
+        heard, last = time.monotonic(), (0, 0)
+        while not self.over.wait(CHECK_SECONDS):
+            news = (self.finished, self.alive)
+            if news != last or not self.waiting:
+                heard, last = time.monotonic(), news
+            elif time.monotonic() - heard > self.stall_seconds:
+                self.stalled = True
+                self.end()
 
     def end(self) -> None:
-        """Kill its engines, if they are there still."""
-        for executor in self.executors:
-            executor.shutdown(force=True)
+        """Stop what is not over, and kill its actors: where an execution has failed, Ray leaves them to whoever still holds
+        a reference, and with them their CPUs and GPUs."""
+        if not self.over.is_set():
+            self.over.set()
+            if self.executor is not None:
+                self.executor.shutdown(force=True)
+            for actor in self.actors:
+                ray.kill(actor)
+        self.actors.clear()  # an actor lives as long as there is a handle

@@ -128,6 +128,13 @@ def test_an_engine_that_breaks_is_reported_with_its_cause(store, tiny_llama, ray
 POISON = {"distill-5", "distill-13"}
 
 
+def engines_left() -> list[psutil.Process]:
+    mine = {process.pid for process in psutil.Process().children(recursive=True)}
+    alive = [process for process in psutil.process_iter(["cmdline"]) if process.pid in mine]
+    engines = [process for process in alive if "FakeEngine" in " ".join(process.info["cmdline"] or [])]
+    return psutil.wait_procs(engines, timeout=20)[1]
+
+
 @pytest.mark.chaos
 def test_prompts_that_kill_their_engine_are_quarantined(store, tiny_llama, ray_session):
     pool = {"batch_size": 4, "replicas": 2, "engine_kwargs": {"kill": sorted(POISON)}}
@@ -141,6 +148,7 @@ def test_prompts_that_kill_their_engine_are_quarantined(store, tiny_llama, ray_s
     assert job.out.manifest["rows"] == {"in": 80, "out": 76, "dropped": {"quarantined": 4}}
     rids = [r["rid"] for r in job.out.rows()]
     assert len(rids) == len(set(rids)) == 76 and not lost & set(rids)
+    assert engines_left() == []
 
 
 @pytest.mark.chaos
@@ -148,23 +156,15 @@ def test_an_engine_that_hangs_is_ended_and_its_prompt_quarantined(store, tiny_ll
     pool = {"batch_size": 4, "engine_kwargs": {"hang": ["distill-5"]}}
     draws = {"teacher": policy(tiny_llama, draws=[draw(temperatures=(0.7,))])}
     inputs = {"prompts": prompts_artifact(store, prompt_rows(12))}
-    job = make_job(store, draws, inputs, {"teacher": pool, "stall_seconds": 10}, max_error_fraction=0.1)
+    job = make_job(store, draws, inputs, {"teacher": pool, "stall_seconds": 20}, max_error_fraction=0.1)
     outcome = generate_run.run(job)
     assert (outcome.rows_out, outcome.dropped) == (11, {"quarantined": 1})
     [error] = job.out.rows(folder="errors")
     assert (error["rid"], error["error"]) == (
         "distill-5:teacher:0.7:0",
-        "quarantined: alone in its engine, no answer within 10 s",
+        "quarantined: alone in its engine, no answer within 20 s",
     )
-    engines = [p for p in psutil.Process().children(recursive=True) if "FakeEngine" in " ".join(p.cmdline())]
-    assert psutil.wait_procs(engines, timeout=20)[1] == [], "an engine that hangs must not keep its GPU"
-
-
-@pytest.mark.chaos
-def test_engines_that_finish_nothing_are_reported(store, tiny_llama, ray_session):
-    hang = {"teacher": {"batch_size": 4, "engine_kwargs": {"hang": ["distill-0"]}}, "stall_seconds": 10}
-    with pytest.raises(PladError, match=r"no block was finished for 10 s, nor was any before.*runtime\.stall_seconds"):
-        generate_run.run(two_roles(store, tiny_llama, count=2, runtime={**RUNTIME, **hang}))
+    assert engines_left() == [], "an engine that hangs must not keep its GPU"
 
 
 class Engines:
@@ -213,10 +213,13 @@ def test_the_request_at_fault_is_found_and_the_others_are_answered(store, tiny_l
 
 
 def test_too_many_in_quarantine_and_silence_from_the_start_are_errors(store, tiny_llama):
-    with pytest.raises(PladError, match=r"3 requests are in quarantine, above runtime.max_quarantined 2 .*distill-39"):
+    with pytest.raises(PladError, match=r"3 requests are in quarantine, and runtime.max_quarantined is 2 .*distill-39"):
         Engines(lonely(store, tiny_llama, max_quarantined=2), {20, 30, 39}).run()
-    with pytest.raises(PladError, match=r"nor was any before.*raise runtime.stall_seconds"):
-        Engines(lonely(store, tiny_llama), {3}, stalled=True).run()
+    with pytest.raises(PladError, match=r"2 requests are in quarantine, and no other was answered .*distill-1:"):
+        Engines(lonely(store, tiny_llama), set(range(40)), stalled=True).run()
+    first = Engines(lonely(store, tiny_llama), {0}, stalled=True)
+    first.run()
+    assert [row["number"] for row in first.lost] == [0], "of the very first block"
 
 
 def test_publish_keeps_every_request_once(store):
