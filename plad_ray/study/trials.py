@@ -90,6 +90,7 @@ class Space:
 def _tuner(job: Job, trained: Mapping[str, Stage], tuning: Tuning, space: Space) -> tune.Tuner:
     """A new one, or the one of an interrupted sweep."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths are relative to where the sweep was started
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it draws tables even where ``verbose`` is 0
     store = job.out.store
     function = partial(_trial, trained=dict(trained), root=store.root, runtime=job.runtime, space=space)
     trainable = tune.with_resources(function, {"CPU": DRIVER_CPUS})
