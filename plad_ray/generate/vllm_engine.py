@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
@@ -152,24 +152,37 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
     )
     # the processor's own configuration has no place for it, and Ray would try a block whose engine dies without end
     processor.get_stage_by_name(ENGINE_STAGE).map_batches_kwargs["max_task_retries"] = pool.tries - 1
-    if any(policy.copies for policy in pool.policies.values()):
-        _fetch_first(processor, pool)
+    _set_engine(processor, pool)
     return processor(requests)
 
 
-def _fetch_first(processor: Any, pool: EnginePool) -> None:
-    """Have engines copy their weights out of the object store before they start: they may be on any machine."""
+def _set_engine(processor: Any, pool: EnginePool) -> None:
+    """Ray's engine, but it copies its weights out of the object store before it starts (it may be on any machine), and each
+    request comes back once, whole: Ray would have vLLM hand on an output for every token, and drop all but the last."""
     stage = processor.get_stage_by_name(ENGINE_STAGE)
 
-    class FetchingEngine(stage.fn):  # type: ignore[name-defined]
+    class Engine(stage.fn):  # type: ignore[name-defined]
         def __init__(self, *arguments: Any, fetch: Callable[[], None], **more: Any):
             fetch()
             super().__init__(*arguments, **more)
+            self.llm._prepare_llm_request = final_only(self.llm._prepare_llm_request)
 
     arguments = {**stage.fn_constructor_kwargs, "fetch": pool.fetch}
     # A copy: at an assignment Ray's validator runs again without the bundle it has consumed, and asks for a GPU instead,
     # for which a machine without one waits for ever (seen in Ray 2.60).
-    processor.stages[ENGINE_STAGE] = stage.model_copy(update={"fn": FetchingEngine, "fn_constructor_kwargs": arguments})
+    processor.stages[ENGINE_STAGE] = stage.model_copy(update={"fn": Engine, "fn_constructor_kwargs": arguments})
+
+
+def final_only(prepare: Callable[[dict[str, Any]], Awaitable[Any]]) -> Callable[[dict[str, Any]], Awaitable[Any]]:
+    """``prepare`` makes a request of a row; an enum as this one does not pass through the Arrow that rows are."""
+    from vllm.sampling_params import RequestOutputKind
+
+    async def prepared(row: dict[str, Any]) -> Any:
+        request = await prepare(row)
+        request.params.output_kind = RequestOutputKind.FINAL_ONLY
+        return request
+
+    return prepared
 
 
 def concurrent_batches(pool: EnginePool) -> int:
