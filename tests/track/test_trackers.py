@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -161,7 +163,7 @@ def mlflow_server(tmp_path_factory):
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, 15)
-        server.wait(30)
+        server.wait(120)
 
 
 def answers(url: str) -> bool:
@@ -209,17 +211,32 @@ def test_wandb_offline_writes_a_run_that_can_be_synced(tmp_path, monkeypatch) ->
 def history(file: Path) -> list[dict[str, float]]:
     """Rows logged in W&B's own file."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, rows = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
+    rows = []
+    for data in log_records(file.read_bytes()[7:], offset=7):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
     return rows
+
+
+def log_records(content: bytes, offset: int) -> Iterator[bytes]:
+    """The records of LevelDB's log format, which W&B writes after a head of ``offset`` bytes: in blocks of 32 KiB, pieces
+    with checksum, length and kind (whole, first, middle, last)."""
+    at, record = 0, b""
+    while at + 7 <= len(content):
+        rest = 32768 - (at + offset) % 32768
+        if rest < 7:
+            at += rest
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
 
 
 def test_a_missing_package_is_said_before_any_compute(monkeypatch) -> None:
