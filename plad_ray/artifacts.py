@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,13 @@ class Store:
         self.write_bytes(name, sink.getvalue().to_pybytes())
 
     def delete(self, name: str) -> None:
+        """The file or folder ``name``, if it is there; another driver may be deleting it, too."""
         info = self.fs.get_file_info(self.path(name))
-        if info.type == pafs.FileType.Directory:
-            self.fs.delete_dir(self.path(name))
-        elif info.type == pafs.FileType.File:
-            self.fs.delete_file(self.path(name))
+        with suppress(FileNotFoundError):
+            if info.type == pafs.FileType.Directory:
+                self.fs.delete_dir(self.path(name))
+            elif info.type == pafs.FileType.File:
+                self.fs.delete_file(self.path(name))
 
     def upload(self, source: Path, name: str) -> None:
         """Copy a local folder under ``name``."""

@@ -152,6 +152,7 @@ def execute(
     targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
     """
     todo = check(targets, store) if todo is None else todo
+    _tidy(targets, store)
     waiting = list(todo)
     running: dict[Future[None], list[Stage]] = {}
     done: set[str] = set()
@@ -175,6 +176,13 @@ def execute(
     if failure is not None:
         raise failure
     return {t.name: t.artifact(store) for t in targets}
+
+
+def _tidy(targets: list[Stage], store: Store) -> None:
+    """Delete the work folders that drivers left behind which were killed right after they published."""
+    for out in (stage.artifact(store) for stage in closure(targets)):
+        if out.finished:
+            store.delete(out.file("work"))
 
 
 def _admissible(

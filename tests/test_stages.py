@@ -130,7 +130,10 @@ def test_an_unfinished_stage_resumes_in_its_own_folder(store):
     with pytest.raises(RuntimeError, match="killed"):
         go(stage, store)
     assert go(stage, store).finished
-    assert not store.exists(stage.artifact(store).file("work"))
+    work = stage.artifact(store).file("work")
+    assert not store.exists(work)
+    store.write_bytes(f"{work}/left", b"by a driver killed between manifest and deletion")
+    assert go(stage, store).finished and not store.exists(work)
 
 
 def test_independent_stages_run_side_by_side(store):
