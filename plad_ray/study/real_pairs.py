@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from plad_ray.artifacts import Store
 from plad_ray.config import Experiment, StudySettings
 from plad_ray.errors import PladError
+from plad_ray.evaluate.table import INITIAL
 from plad_ray.stages import Job
 from plad_ray.study import runs
 from plad_ray.study.arms import MAIN, Sections, vary
@@ -58,11 +59,12 @@ def result(job: Job) -> Findings:
     gains = runs.corrected(
         found.estimates({(name, t): found.difference(name, arm, t) for name, arm, t in cells if name != arm})
     )
+    lifts = found.estimates({(name, t): found.difference(name, INITIAL, t) for name, _, t in cells})
     rows: list[tuple[Cell, ...]] = []
     for name, arm, t in cells:
         gain = gains.get((name, t))
-        swapped = _swapped(job, found.seeds, name)
-        rows.append((arm, t, places[name]["share"], swapped, qualities[name, t], gain, gain.p if gain else None))
+        measured = (_swapped(job, found.seeds, name), qualities[name, t], lifts[name, t])
+        rows.append((arm, t, places[name]["share"], *measured, gain, gain.p if gain else None))
     table = Table(
         key="shares",
         title=f"Pairs ordered by the reward: {found.quality}",
@@ -73,6 +75,7 @@ def result(job: Job) -> Findings:
             Column(key="share", label="by reward", unit="percent", digits=0),
             Column(key="swapped", label="pairs swapped", unit="percent"),
             Column(key="quality", label="win rate", unit="percent"),
+            Column(key="lift", label="over the initial student", unit="points"),
             Column(key="gain", label="gain", unit="points"),
             P_HOLM,
         ),
@@ -94,6 +97,7 @@ def result(job: Job) -> Findings:
     )
     return Findings(
         summary=tuple(_sentences(found, gains, places)),
+        warnings=tuple(_worse(lifts, places)),
         tables=(table,),
         figures=(figure,),
         confidence=found.evaluate.confidence,
@@ -115,6 +119,21 @@ def _sentences(
         f"{interval(e)} points{told_apart(e, found.evaluate.confidence)}."
         for (name, t), e in gains.items()
         if e is not None and places[name]["share"] == most
+    ]
+
+
+def _worse(lifts: dict[tuple[str, float], Interval | None], places: dict[str, dict[str, Any]]) -> list[str]:
+    """Of arms that no share of reward-ordered pairs lifts above where they began."""
+    ends: dict[tuple[str, float], float] = {}
+    for (name, t), lift in lifts.items():
+        if lift is not None:
+            key = places[name]["arm"], t
+            ends[key] = max(ends.get(key, -1.0), lift.high)
+    return [
+        f"{how(t)}, {arm}: whatever the order of its pairs, the student is worse than before it was distilled; the recipe "
+        "(learning rate, SFT term) is at fault, and what the order is worth under a better one may differ."
+        for (arm, t), highest in ends.items()
+        if highest < 0
     ]
 
 

@@ -7,6 +7,8 @@ from statistics import fmean
 import pytest
 
 from plad_ray.errors import PladError
+from plad_ray.study import real_pairs
+from plad_ray.study.result import Interval
 from tests.study.here import named, rows
 from tests.study.test_compare import win, won
 
@@ -16,9 +18,11 @@ def test_real_pairs(here):
     [table] = result.tables
     names = {0: "distilled", 0.5: "distilled-50pct", 1: "distilled-100pct"}
     base = fmean(won(last, store, "distilled"))
+    first = fmean(won(last, store, "student"))
     previous = set()
     for row in table.rows:
-        _, _, share, swapped, quality, gain, _ = row
+        _, _, share, swapped, quality, lift, gain, _ = row
+        assert lift.mean == pytest.approx(quality.mean - first)
         assert quality.mean == pytest.approx(fmean(won(last, store, names[share])))
         assert gain is None if share == 0 else gain.mean == pytest.approx(quality.mean - base)
         [pairs] = named(last, store, "pairs" if share == 0 else f"pairs-{names[share]}")
@@ -28,6 +32,17 @@ def test_real_pairs(here):
         against = [r for r in rows(pairs) if r["chosen_rid"].split(":")[1] == "student"]
         assert swapped == pytest.approx(len(against) / len(rows(pairs)))
     assert previous == {r["prompt_id"] for r in rows(pairs)} and swapped > 0
+
+
+def test_a_recipe_that_harms_whatever_the_order_is_said(here):
+    def lift(high):
+        return Interval(mean=high - 0.1, low=high - 0.2, high=high)
+
+    places = {"distilled": {"arm": "distilled"}, "distilled-100pct": {"arm": "distilled"}}
+    harmed = {("distilled", 0.0): lift(-0.3), ("distilled-100pct", 0.0): lift(-0.05)}
+    [said] = real_pairs._worse(harmed, places)
+    assert said.startswith("Greedy, distilled: whatever the order of its pairs, the student is worse than before")
+    assert real_pairs._worse({**harmed, ("distilled-100pct", 0.0): lift(0.05)}, places) == []
 
 
 def test_real_pairs_refuses_arms_without_pairs(here):
