@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
+from benchmarks import marks
 from benchmarks.__main__ import machine
 from benchmarks.clock import now, since
 from benchmarks.plumbing import (
@@ -44,7 +45,6 @@ from plad_ray.planning.shapes import Shape
 from plad_ray.stages import Job
 
 DOCUMENT = Path(__file__).parents[1] / "docs/SCALING.md"
-MARKS = "<!-- measured -->", "<!-- /measured -->"
 PROMPTS, GPUS = 10**8, 1000
 #: of the prediction: LLaMA-2's sizes, and tokens of a prompt and of a response as in the paper's TL;DR
 SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -199,13 +199,6 @@ def _headroom(ratio: float) -> str:
     return f"{ratio:.1f} ×" if ratio >= 1 else f"**breaks**: {ratio:.2f} ×"
 
 
-def write(table: str) -> None:
-    """Put ``table`` between the marks of the document."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    DOCUMENT.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--raylets", type=int, default=3)
@@ -220,7 +213,7 @@ def main() -> None:
     table = report(given.raylets, given.workers, given.rows)
     print(table)
     if given.write:
-        write(table)
+        marks.put(DOCUMENT, "measured", table)
 
 
 if __name__ == "__main__":

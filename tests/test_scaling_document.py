@@ -26,14 +26,6 @@ def test_what_is_predicted_follows_from_the_costs():
     assert "0.2 GB" in numbers and "3 h" in time  # 10⁸ × 0.12 ms
 
 
-def test_a_table_is_put_between_the_marks(tmp_path, monkeypatch):
-    document = tmp_path / "SCALING.md"
-    document.write_text(f"before\n{scaling.MARKS[0]}\nold\n{scaling.MARKS[1]}\nafter\n")
-    monkeypatch.setattr(scaling, "DOCUMENT", document)
-    scaling.write("| new |")
-    assert document.read_text() == f"before\n{scaling.MARKS[0]}\n| new |\n{scaling.MARKS[1]}\nafter\n"
-
-
 @pytest.mark.slow
 def test_a_small_cluster_is_measured():
     command = [sys.executable, "-m", "benchmarks.scaling", "--here", "2", "1", "512"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from plad_ray.report.markdown import escape, fenced
 from plad_ray.study import shown
-from plad_ray.study.result import StudyResult, Table
+from plad_ray.study.result import Findings, StudyResult, Table
 
 
 def render(result: StudyResult) -> str:
@@ -21,21 +21,31 @@ def _lines(result: StudyResult) -> Iterator[str]:
     yield ""
     yield from (f"- {escape(sentence)}" for sentence in result.summary)
     yield from (f"- **Caution:** {escape(sentence)}" for sentence in result.warnings)
-    for table in result.tables:
-        yield from ("", f"## {escape(table.title)}", "")
-        yield from _table(table)
-        if table.note:
-            yield f"\n{escape(table.note)}"
-    for figure in result.drawn:
-        yield from ("", f"## {escape(figure.title)}", "", f"![{escape(figure.title)}]({figure.key}.svg)")
-        if figure.note:
-            yield f"\n{escape(figure.note)}"
+    yield from tables_and_figures(result)
     for name, content in result.chosen.items():
         yield from ("", f"## {name}", "", f"`plad run {name}` takes this file.", "", fenced(content, "yaml"))
     yield from ("", "## Settings", "", fenced(result.experiment, "yaml"), "", "Of the study:", "")
     yield from (f"- `{key}`: `{value}`" for key, value in result.settings.items())
     yield from ("", "## Artifacts", "")
     yield from (f"- {key}: `{name}`" for key, name in result.artifacts.items())
+
+
+def tables_and_figures(found: Findings, heading: str = "##", figures: str = "") -> Iterator[str]:
+    """Each below its title, whose level ``heading`` has; ``figures`` is what the names of their SVG files begin with."""
+    for table in found.tables:
+        yield from ("", f"{heading} {escape(table.title)}", "")
+        yield from _table(table)
+        if table.note:
+            yield f"\n{escape(table.note)}"
+    for figure in found.drawn:
+        yield from (
+            "",
+            f"{heading} {escape(figure.title)}",
+            "",
+            f"![{escape(figure.title)}]({figures}{figure.key}.svg)",
+        )
+        if figure.note:
+            yield f"\n{escape(figure.note)}"
 
 
 def _table(table: Table) -> Iterator[str]:
