@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0
+SILENT_SECONDS = 60  # and of one that starts or waits for its turn
 #: a remote reporter sends at most so often, and drops reports while so many are unanswered.
 SEND_SECONDS = 0.5
 MAX_PENDING = 50
@@ -208,7 +209,7 @@ class Board:
 
     def _print_plain(self) -> None:
         for name, line in self._running().items():
-            if time.time() - max(line.printed, line.started) >= PLAIN_SECONDS:
+            if time.time() - max(line.printed, line.started) >= (PLAIN_SECONDS if line.unit else SILENT_SECONDS):
                 line.printed = time.time()
                 self._event(escape(f"  {name}: {line.text()}"), name, "progress", text=line.text(), **values(line))
 

@@ -67,7 +67,7 @@ class Reports(ExecutionCallback):
         self.execution.executor = executor
 
     def on_execution_step(self, executor: Any) -> None:
-        pools = [operator._actor_pool for operator in executor._topology if isinstance(operator, ActorPoolMapOperator)]
+        pools: list[Any] = [op._actor_pool for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
         self.execution.alive = sum(pool.num_running_actors() - pool.num_restarting_actors() for pool in pools)
         for pool in pools:
             self.execution.actors.update(pool._running_actors, pool._pending_actors.values())
