@@ -71,7 +71,7 @@ class Store:
         with self.fs.open_input_stream(self.path(name)) as stream:
             return stream.read()
 
-    def write_bytes(self, name: str, content: bytes) -> None:
+    def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write one file so that readers see all of it or none of it."""
         target = self.path(name)
         if self.local:
@@ -96,7 +96,7 @@ class Store:
         """Write ``table`` as one Parquet file, all or nothing."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=2 * BATCH_ROWS)  # readers hold whole row groups
-        self.write_bytes(name, sink.getvalue().to_pybytes())
+        self.write_bytes(name, sink.getvalue())
 
     def delete(self, name: str) -> None:
         """The file or folder ``name``, if it is there; another driver may be deleting it, too."""

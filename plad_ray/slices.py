@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def slices(inputs: Mapping[str, Artifact], split: str, limit: int | None = None)
     with tempfile.TemporaryDirectory(prefix="plad-slices-") as folder:
         for key, artifact in inputs.items():
             _cut(artifact, Path(folder), key, places, split, size, count)
+        pa.default_memory_pool().release_unused()  # of cutting, which held a part of every slice
         for number in range(-(-count // size)):
             yield {key: Artifact(Store(folder), f"{number}/{key}") for key in inputs}
             shutil.rmtree(Path(folder) / str(number))
@@ -83,19 +85,24 @@ def slices(inputs: Mapping[str, Artifact], split: str, limit: int | None = None)
 def _cut(artifact: Artifact, folder: Path, key: str, places: Places, split: str, size: int, count: int) -> None:
     """Write the rows of ``artifact`` that belong to each slice; a slice without any is an empty table."""
     schema = pa.schema([field for field in artifact.dataset().schema if field.name not in LEFT_OUT])
-    writers: dict[int, pq.ParquetWriter] = {}
 
-    def writer(number: int) -> pq.ParquetWriter:
-        if number not in writers:
-            rows = folder / str(number) / key / "rows"
-            rows.mkdir(parents=True)
-            writers[number] = pq.ParquetWriter(rows / "part.parquet", schema, compression="lz4", use_dictionary=False)
-        return writers[number]
+    def numbered() -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        for batch in artifact.batches(schema.names, pads.field("split") == split):
+            place = places.of(batch.column("prompt_id"))
+            yield batch, np.where((place >= 0) & (place < count), place // size, -1)
 
-    for batch in artifact.batches(schema.names, pads.field("split") == split):
-        place = places.of(batch.column("prompt_id"))
-        slice_of = np.where((place >= 0) & (place < count), place // size, -1)
-        for number in np.unique(slice_of[slice_of >= 0]):
-            writer(int(number)).write_batch(batch.filter(pa.array(slice_of == number)))
-    for number in range(-(-count // size)):
-        writer(number).close()
+    files = [folder / str(number) / key / "rows" / "part.parquet" for number in range(-(-count // size))]
+    scatter(numbered(), schema, files)
+
+
+def scatter(numbered: Iterable[tuple[pa.RecordBatch, np.ndarray]], schema: pa.Schema, files: Sequence[Path]) -> None:
+    """Write each row to the one of ``files`` (new ones, all open at once) whose number it has; -1: to none."""
+    with ExitStack() as stack:
+        writers = []
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writer = pq.ParquetWriter(file, schema, compression="lz4", use_dictionary=False)
+            writers.append(stack.enter_context(writer))
+        for batch, number in numbered:
+            for found in np.unique(number[number >= 0]):
+                writers[found].write_batch(batch.filter(pa.array(number == found)))

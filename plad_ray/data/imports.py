@@ -6,10 +6,11 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from plad_ray.config import Pairs
 from plad_ray.data import reading
@@ -21,6 +22,8 @@ from plad_ray.stages import Job, Outcome
 
 logger = logging.getLogger("plad_ray")
 FINISH_REASONS = ("stop", "length")
+#: rows that are made into a table, and written, at a time
+ROWS = 10_000
 PAIRS = "data.pairs needs prompt, chosen, rejected"
 JOINED = pa.schema(
     [("prompt", pa.string()), ("messages", MESSAGES), ("prompt_id", pa.string()), ("order", pa.string())]
@@ -36,31 +39,21 @@ def run_responses(job: Job) -> Outcome:
     are no token ids, so token counts are 0. Rows in are the file's rows, once for every prompt row of that text, and
     the distill prompts that nothing answers; dropped: ``no_such_prompt`` and ``no_response``.
     """
-    prompts = _Prompts(job)
-    answered: list[dict[str, Any]] = []
-    seen: dict[str, str] = {}
-    samples: Counter[str] = Counter()
-    unknown, last = 0, ""
-    for record in _records(job, "data.responses"):
-        ids = prompts.find(record)
-        unknown += not ids
-        last = last if ids else record.where
-        for prompt_id in ids:
-            row = _response(record, prompt_id, prompts.split[prompt_id], samples[prompt_id])
-            samples[prompt_id] += 1
-            if row["rid"] in seen:
-                raise PladError(f"{record.where}: the same prompt, temperature and sample as {seen[row['rid']]}")
-            seen[row["rid"]] = record.where
-            answered.append(row)
+    answers = _Answers(_Prompts(job))
+    job.out.store.delete(job.out.file("rows"))
+    answered = 0
+    for number, part in enumerate(_tables(answers.rows(_records(job, "data.responses")), RESPONSE)):
+        if part.num_rows:
+            job.out.write_rows(part, f"part-{number:05d}")
+        answered += part.num_rows
     if not answered:
         raise PladError(
-            f"data.responses: no row of {job.config['path']} belongs to a prompt of this experiment (last: {last}); "
-            "prompt_id, or the prompt text as data.prompt_format makes it, must be the same"
+            f"data.responses: no row of {job.config['path']} belongs to a prompt of this experiment (last: "
+            f"{answers.last_unknown}); prompt_id, or the prompt text as data.prompt_format makes it, must be the same"
         )
-    missing = sum(split == "distill" and i not in samples for i, split in prompts.split.items())
-    job.out.write_rows(pa.Table.from_pylist(answered, RESPONSE))
-    dropped = {reason: n for reason, n in (("no_such_prompt", unknown), ("no_response", missing)) if n}
-    return Outcome(len(answered) + unknown + missing, len(answered), dropped, {"prompts": len(samples)})
+    lost = {"no_such_prompt": answers.unknown, "no_response": answers.missing()}
+    dropped = {reason: n for reason, n in lost.items() if n}
+    return Outcome(answered + sum(dropped.values()), answered, dropped, {"prompts": len(answers.samples)})
 
 
 def run_pairs(job: Job) -> Outcome:
@@ -70,32 +63,30 @@ def run_pairs(job: Job) -> Outcome:
     ``rejected_finish_reason`` (else ``stop``), ``order`` (else ``pseudo``). Dropped: what pairs.build drops, and pairs
     whose prompt is in the dev or test split (``in_dev``, ``in_test``). Logs the summary that pairs.build logs.
     """
-    prompts = _Prompts(job)
-    rows, chats = [], set()
+    prompts, defaults = _Prompts(job), Pairs.model_validate({})
+    chat = is_messages(next(_records(job, "data.pairs")).get("prompt", PAIRS))
     held_out: Counter[str] = Counter()
-    for number, record in enumerate(_records(job, "data.pairs")):
-        row, chat = _pair(record, prompts, number)
-        chats.add(chat)
-        if len(chats) > 1:
-            raise PladError(f"{record.where}: text and messages are mixed; give all pairs as text or all as messages")
-        split = prompts.held_out(row["prompt_id"], row["prompt"])
-        if split:
-            held_out[f"in_{split}"] += 1
-        else:
-            rows.append(row)
-    joined = pa.Table.from_pylist(rows, JOINED)
-    defaults = Pairs.model_validate({})
-    reason = build.drop_reasons(joined, defaults)
-    kept = joined.filter(pc.is_null(reason))
-    summary = stats.summary(stats.facts(joined, reason), defaults)
+
+    def usable() -> Iterator[dict[str, Any]]:
+        for number, record in enumerate(_records(job, "data.pairs")):
+            row = _pair(record, prompts, number)
+            if (row["messages"] is not None) != chat:
+                raise PladError(
+                    f"{record.where}: text and messages are mixed; give all pairs as text or all as messages"
+                )
+            split = prompts.held_out(row["prompt_id"], row["prompt"])
+            if split:
+                held_out[f"in_{split}"] += 1
+            else:
+                yield row
+
+    summary = build.write(job.out, _tables(usable(), JOINED), defaults, chat)
     summary |= {"chosen": "imported chosen", "rejected": "imported rejected"}
     logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
     dropped = summary["dropped"] | dict(held_out)
-    if not kept.num_rows:
+    if not summary["pairs"]:
         raise PladError(f"data.pairs: no pair of {job.config['path']} can be used; dropped: {dropped}")
-    table = build.to_trl(kept, chats.pop())
-    job.out.write_rows(table)
-    return Outcome(len(rows) + sum(held_out.values()), table.num_rows, dropped, summary)
+    return Outcome(summary["prompts"] + sum(held_out.values()), summary["pairs"], dropped, summary)
 
 
 class _Prompts:
@@ -129,6 +120,45 @@ class _Prompts:
         return next((split for split in ("test", "dev") if split in found), None)
 
 
+@dataclass
+class _Answers:
+    """RESPONSE rows of records, and what there is to say of all records read so far."""
+
+    prompts: _Prompts
+    seen: dict[str, str] = field(default_factory=dict)  # where each rid came from
+    samples: Counter[str] = field(default_factory=Counter)  # of each prompt
+    unknown: int = 0
+    last_unknown: str = ""
+
+    def rows(self, records: Iterator[Record]) -> Iterator[dict[str, Any]]:
+        for record in records:
+            ids = self.prompts.find(record)
+            if not ids:
+                self.unknown, self.last_unknown = self.unknown + 1, record.where
+            for prompt_id in ids:
+                row = _response(record, prompt_id, self.prompts.split[prompt_id], self.samples[prompt_id])
+                self.samples[prompt_id] += 1
+                if row["rid"] in self.seen:
+                    raise PladError(
+                        f"{record.where}: the same prompt, temperature and sample as {self.seen[row['rid']]}"
+                    )
+                self.seen[row["rid"]] = record.where
+                yield row
+
+    def missing(self) -> int:
+        """Distill prompts without a response."""
+        return sum(split == "distill" and i not in self.samples for i, split in self.prompts.split.items())
+
+
+def _tables(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """``rows`` in runs that fit into memory; the last one has less, perhaps none."""
+    length = ROWS
+    while length == ROWS:
+        part = list(islice(rows, ROWS))
+        length = len(part)
+        yield pa.Table.from_pylist(part, schema)
+
+
 def _records(job: Job, option: str) -> Iterator[Record]:
     return reading.records(reading.expand(job.config["path"], option))
 
@@ -154,7 +184,7 @@ def _response(record: Record, prompt_id: str, split: str, count: int) -> dict[st
     }
 
 
-def _pair(record: Record, prompts: _Prompts, number: int) -> tuple[dict[str, Any], bool]:
+def _pair(record: Record, prompts: _Prompts, number: int) -> dict[str, Any]:
     prompt, messages = prompt_of(record, PAIRS)
     known = prompts.find(record)
     given = record.values.get("prompt_id")
@@ -171,7 +201,7 @@ def _pair(record: Record, prompts: _Prompts, number: int) -> tuple[dict[str, Any
             f"{side}_finish_reason": _finish_reason(record, f"{side}_finish_reason"),
             f"{side}_score": None if math.isnan(score) else score,
         }
-    return row, messages is not None
+    return row
 
 
 def _number(record: Record, column: str, default: float) -> float:

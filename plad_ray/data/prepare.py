@@ -5,12 +5,16 @@ Rows of a split stand in hash order, so its first n are the same n in every run 
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from plad_ray.artifacts import fingerprint
 from plad_ray.config import SPLITS, Data, SplitName
@@ -20,19 +24,18 @@ from plad_ray.data.rows import Row, short_hash
 from plad_ray.data.sources import hh
 from plad_ray.errors import PladError
 from plad_ray.records import PROMPT
+from plad_ray.slices import scatter
 from plad_ray.stages import Job, Outcome
 
 BATCH = 4096  # rows a record batch while reading
-PART = 50_000  # rows a Parquet file
-#: 64-bit offsets while all rows are held: more than 2 GiB of text must not overflow.
-HELD = pa.schema([f.with_type(pa.large_string()) if f.type == pa.string() else f for f in PROMPT])
+PART = 20_000  # rows a Parquet file, which are held while it is written
 
 
 @dataclass
 class Held:
-    """All rows read so far: texts in Arrow memory, what splitting needs in lists beside them."""
+    """The rows kept so far: their texts in a file, what splitting needs of each in memory."""
 
-    batches: list[pa.RecordBatch] = field(default_factory=list)
+    texts: pq.ParquetWriter
     buffer: list[dict[str, Any]] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
@@ -44,7 +47,7 @@ class Held:
 
     def flush(self) -> None:
         if self.buffer:
-            self.batches.append(pa.RecordBatch.from_pylist(self.buffer, HELD))
+            self.texts.write_batch(pa.RecordBatch.from_pylist(self.buffer, PROMPT))
             self.buffer.clear()
 
 
@@ -56,17 +59,20 @@ def run(job: Job) -> Outcome:
     ``limit``), and the source's own reasons. Raises PladError naming file, line and column for bad input.
     """
     data, seed = Data.model_validate(job.config["data"]), int(job.config["seed"])
-    held = _read(job, data, seed)
-    assigned = _split(held, data, seed)
-    order = splits.ranks(held.ids, seed)
-    job.out.store.delete(job.out.file("rows"))  # what a killed run may have left
-    table = pa.Table.from_batches(held.batches, HELD)
-    written: dict[str, int] = {}
-    for split in SPLITS:
-        rows = [i for i in order if assigned[i] == split]
-        cap = min(data.sizes.get(split, len(rows)), data.limit or len(rows))
-        held.dropped["over_limit"] += max(0, len(rows) - cap)
-        written[split] = _write(job, table, rows[:cap], split)
+    with tempfile.TemporaryDirectory(prefix="plad-rows-") as folder:
+        texts = Path(folder) / "kept.parquet"
+        with pq.ParquetWriter(texts, PROMPT, compression="lz4", use_dictionary=False) as writer:
+            held = _read(job, data, seed, Held(writer))
+        assigned = _split(held, data, seed)
+        order = splits.ranks(held.ids, seed)
+        chosen: dict[SplitName, list[int]] = {}
+        for split in SPLITS:
+            rows = [i for i in order if assigned[i] == split]
+            cap = min(data.sizes.get(split, len(rows)), data.limit or len(rows))
+            held.dropped["over_limit"] += max(0, len(rows) - cap)
+            chosen[split] = rows[:cap]
+        _write(job, texts, chosen)
+    written = {split: len(rows) for split, rows in chosen.items()}
     metrics = {
         "splits": written,
         "groups": len(set(held.groups)),
@@ -76,8 +82,7 @@ def run(job: Job) -> Outcome:
     return Outcome(held.rows_in, sum(written.values()), dropped, metrics)
 
 
-def _read(job: Job, data: Data, seed: int) -> Held:
-    held = Held()
+def _read(job: Job, data: Data, seed: int, held: Held) -> Held:
     found = pools(data, seed, job.config["source"])
     for pool in splits.ORDER:
         if pool in found:
@@ -155,9 +160,29 @@ def _added(quotas: Mapping[SplitName, Mapping[SplitName, float]]) -> dict[SplitN
     return dict(total)
 
 
-def _write(job: Job, table: pa.Table, rows: list[int], split: SplitName) -> int:
-    for start in range(0, len(rows), PART):
-        part = table.take(rows[start : start + PART])
-        part = part.set_column(part.schema.get_field_index("split"), "split", pa.array([split] * len(part)))
-        job.out.write_rows(part.cast(PROMPT), f"{split}-{start // PART:05d}")
-    return len(rows)
+def _write(job: Job, texts: Path, chosen: Mapping[SplitName, list[int]]) -> None:
+    """Write each split from ``texts``, whose rows ``chosen`` numbers in their order, holding a part at a time."""
+    parts = {
+        (split, start // PART): rows[start : start + PART]
+        for split, rows in chosen.items()
+        for start in range(0, len(rows), PART)
+    }
+    files = [texts.parent / f"{split}-{number}.parquet" for split, number in parts]
+    scatter(_numbered(texts, list(parts.values())), PROMPT, files)
+    job.out.store.delete(job.out.file("rows"))  # what a killed run may have left
+    for ((split, number), rows), file in zip(parts.items(), files, strict=True):
+        part = pq.read_table(file, schema=PROMPT).take(np.argsort(np.argsort(rows)))
+        part = part.set_column(PROMPT.get_field_index("split"), "split", pa.array([split] * len(part)))
+        job.out.write_rows(part, f"{split}-{number:05d}")
+
+
+def _numbered(texts: Path, parts: list[list[int]]) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Rows of ``texts`` with the number of the part that each belongs to, -1: none."""
+    file = pq.ParquetFile(texts)
+    part_of = np.full(file.metadata.num_rows, -1)
+    for number, rows in enumerate(parts):
+        part_of[rows] = number
+    start = 0
+    for batch in file.iter_batches(BATCH):
+        yield batch, part_of[start : start + batch.num_rows]
+        start += batch.num_rows

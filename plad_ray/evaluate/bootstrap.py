@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-CHUNK_BYTES = 1 << 26
+CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def estimate(
 ) -> list[Estimate | None]:
     """An estimate for each of the M statistics; None for one without any value."""
     means_MR = resampled_means(strata, resamples, seed)
-    pooled = np.concatenate(strata, axis=1)
-    nulls = np.broadcast_to(np.asarray(null, dtype=np.float64), (pooled.shape[0],))
+    nulls = np.broadcast_to(np.asarray(null, dtype=np.float64), (len(means_MR),))
     found: list[Estimate | None] = []
-    for values, means, zero in zip(pooled, means_MR, nulls, strict=True):
+    for measure, (means, zero) in enumerate(zip(means_MR, nulls, strict=True)):
+        values = np.concatenate([stratum[measure] for stratum in strata])
         values, means = values[~np.isnan(values)], means[~np.isnan(means)]
         if not len(values):
             found.append(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -16,6 +16,8 @@ from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
 from plad_ray.evaluate.texts import count_words, to_floats
+
+Cell = tuple[str, float]  # policy, temperature
 
 METRICS = ("rouge1", "rouge2", "rougeL")
 MEASURES = ("score", "reference_score", "words", "truncated", *METRICS)
@@ -37,27 +39,51 @@ ROW = pa.schema(
 
 @dataclass(frozen=True)
 class Frame:
-    """The rows of one run, aligned: ``cells[policy, temperature][measure]`` is float [N] over ``prompt_ids``, NaN where
+    """The rows of one run, aligned: ``cells[policy, temperature][measure]`` is float [N] over ``ids``, NaN where
     missing."""
 
-    prompt_ids: list[str]
-    cells: dict[tuple[str, float], dict[str, np.ndarray]]
+    ids: pa.StringArray
+    cells: dict[Cell, dict[str, np.ndarray]]
+
+    @property
+    def prompt_ids(self) -> list[str]:
+        return self.ids.to_pylist()
 
     @classmethod
-    def from_rows(cls, rows: pa.Table) -> Frame:
-        ids = pc.unique(rows["prompt_id"])
-        cells = {}
-        keys = rows.group_by(["policy", "temperature"], use_threads=False).aggregate([]).to_pylist()
-        for key in keys:
-            same = pc.and_(pc.equal(rows["policy"], key["policy"]), pc.equal(rows["temperature"], key["temperature"]))
-            part = rows.filter(same)
-            place = pc.index_in(part["prompt_id"], value_set=ids).to_numpy(zero_copy_only=False)
-            cell = {}
-            for measure in MEASURES:
-                cell[measure] = np.full(len(ids), np.nan)
-                cell[measure][place] = to_floats(part[measure])
-            cells[key["policy"], key["temperature"]] = cell
-        return cls(ids.to_pylist(), cells)
+    def from_rows(cls, batches: Iterable[pa.RecordBatch]) -> Frame:
+        """Of the evaluation artifact's rows, of which nothing but their ids and numbers is held."""
+        read: dict[Cell, list[tuple[pa.StringArray, np.ndarray]]] = {}
+        for batch in batches:
+            for cell, rows in by_cell(pa.table(batch)):
+                numbers = np.stack([to_floats(rows[measure]) for measure in MEASURES])
+                read.setdefault(cell, []).append((rows["prompt_id"].combine_chunks(), numbers))
+        ids, aligned = pa.array([], pa.string()), {}
+        for cell in list(read):
+            names, numbers = zip(*read.pop(cell), strict=True)
+            own = pa.concat_arrays(names)
+            ids = pc.unique(pa.concat_arrays([ids, own]))
+            aligned[cell] = _scattered(numbers, pc.index_in(own, value_set=ids).to_numpy(), len(ids))
+        return cls(ids, {cell: dict(zip(MEASURES, _longer(a, len(ids)), strict=True)) for cell, a in aligned.items()})
+
+
+def by_cell(rows: pa.Table) -> Iterator[tuple[Cell, pa.Table]]:
+    """``rows`` by policy and temperature, in the order in which these come up."""
+    keys = rows.group_by(["policy", "temperature"], use_threads=False).aggregate([])
+    for policy, temperature in zip(keys["policy"].to_pylist(), keys["temperature"].to_pylist(), strict=True):
+        same = pc.and_(pc.equal(rows["policy"], policy), pc.equal(rows["temperature"], temperature))
+        yield (policy, temperature), rows.filter(same)
+
+
+def _scattered(pieces: Sequence[np.ndarray], place: np.ndarray, count: int) -> np.ndarray:
+    """``pieces``, each [M, n], one after another in the columns ``place`` of [M, count]; NaN in the others."""
+    found = np.full((len(MEASURES), count), np.nan)
+    found[:, place] = np.concatenate(pieces, axis=1)
+    return found
+
+
+def _longer(values: np.ndarray, count: int) -> np.ndarray:
+    missing = count - values.shape[1]
+    return np.pad(values, ((0, 0), (0, missing)), constant_values=np.nan) if missing else values
 
 
 def prompts_of(artifact: Artifact, evaluate: Evaluate) -> pa.Table:
@@ -71,25 +97,21 @@ def prompts_of(artifact: Artifact, evaluate: Evaluate) -> pa.Table:
 
 
 def responses_of(artifact: Artifact, evaluate: Evaluate, policies: list[str], prompts: pa.Table) -> pa.Table:
-    """The first sample of ``policies`` for ``prompts``, ordered by policy, temperature and prompt."""
+    """The first sample of ``policies`` for ``prompts``, by policy, temperature and prompt, in the order of each."""
     wanted = (
         (pads.field("split") == evaluate.split)
         & (pads.field("sample") == 0)
-        & pads.field("policy").isin(policies)
+        & pads.field("policy").isin(pa.array(policies, pa.string()))
         & _is_one_of("temperature", evaluate.temperatures)
         & pads.field("prompt_id").isin(prompts["prompt_id"].combine_chunks())
     )
     columns = ["rid", "policy", "prompt_id", "temperature", "text", "finish_reason"]
     table = artifact.dataset().to_table(columns=columns, filter=wanted)
-    return ordered(table, policies, evaluate.temperatures, prompts["prompt_id"].combine_chunks())
-
-
-def ordered(
-    table: pa.Table, policies: Sequence[str], temperatures: Sequence[float], prompt_ids: pa.Array | None = None
-) -> pa.Table:
-    """``table`` by policy, temperature and prompt; without ``prompt_ids`` the prompts of a cell stay in their order."""
-    orders = {} if prompt_ids is None else {"prompt_id": prompt_ids}
-    orders |= {"temperature": pa.array(temperatures, pa.float64()), "policy": pa.array(policies, pa.string())}
+    orders = {
+        "prompt_id": prompts["prompt_id"].combine_chunks(),
+        "temperature": pa.array(evaluate.temperatures, pa.float64()),
+        "policy": pa.array(policies, pa.string()),
+    }
     places = [pc.index_in(table[name], value_set=order).to_numpy() for name, order in orders.items()]
     return table.take(pa.array(np.lexsort(places)))
 

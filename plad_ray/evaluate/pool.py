@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow.dataset as pads
 
 from plad_ray.errors import PladError
 from plad_ray.evaluate.frame import Frame
@@ -30,7 +30,7 @@ def pool(paths: Sequence[str | Path], resamples: int = 2000, seed: int = 0) -> d
                 f"{path}: policies {_names(run)} at {run['temperatures']} are not those of {paths[0]}: "
                 f"{_names(runs[0])} at {runs[0]['temperatures']}"
             )
-    frames = [Frame.from_rows(pq.read_table(Path(path).parent.parent / "rows")) for path in paths]
+    frames = [Frame.from_rows(pads.dataset(Path(path).parent.parent / "rows").to_batches()) for path in paths]
     policies = {policy["name"]: policy["label"] for policy in runs[0]["policies"]}
     pooled = summarise(frames, policies, runs[0]["temperatures"], resamples, runs[0]["confidence"], seed)
     return pooled | {"split": runs[0]["split"], "scorer": runs[0]["scorer"], "seeds": runs}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
@@ -21,19 +21,24 @@ LABELS = {TEACHER: "teacher", INITIAL: "initial student"}
 
 
 def run(job: Job) -> Outcome:
-    """Stage: ``rows/`` (see ``frame.ROW``) and ``files/metrics.json`` (see ``table.summarise``)."""
+    """Stage: ``rows/`` (see ``frame.ROW``), parts by policy, temperature and prompt; ``files/metrics.json`` (see
+    ``table.summarise``)."""
     evaluate = Evaluate.model_validate(job.config["evaluate"])
     policies = {**LABELS, **{name: label for name, label in job.config["arms"].items()}}
-    tables, words = [], []
-    for inputs in slices(job.inputs, evaluate.split, evaluate.limit):
+    cells = list(product(policies, evaluate.temperatures))
+    job.out.store.delete(job.out.file("rows"))
+    words, written = [], 0
+    for number, inputs in enumerate(slices(job.inputs, evaluate.split, evaluate.limit)):
         prompts = frame.prompts_of(inputs["prompts"], evaluate)
         words.append(count_words(prompts["reference"]))
-        tables.append(_rows(job, inputs, evaluate, prompts))
-    rows = frame.ordered(pa.concat_tables(tables), list(policies), evaluate.temperatures)
+        for cell, rows in frame.by_cell(_rows(job, inputs, evaluate, prompts)):
+            job.out.write_rows(rows, f"part-{cells.index(cell):03d}-{number:05d}")
+            written += rows.num_rows
     reference_words = np.concatenate(words)
-    present = _present(rows, policies, job.inputs)
+    numbers = frame.Frame.from_rows(job.out.batches() if written else ())
+    present = _present({policy for policy, _ in numbers.cells}, policies, job.inputs)
     metrics = summarise(
-        [frame.Frame.from_rows(rows)],
+        [numbers],
         {name: policies[name] for name in present},
         evaluate.temperatures,
         evaluate.bootstrap,
@@ -47,11 +52,9 @@ def run(job: Job) -> Outcome:
         "without_reference": int(np.isnan(reference_words).sum()),
         "reference_words": mean(reference_words),
     }
-    job.out.store.delete(job.out.file("rows"))
-    job.out.write_rows(rows)
     job.out.store.write_json(job.out.file("files/metrics.json"), metrics)
-    dropped = {"no_response": expected - rows.num_rows} if expected > rows.num_rows else {}
-    return Outcome(rows_in=expected, rows_out=rows.num_rows, dropped=dropped, metrics=metrics)
+    dropped = {"no_response": expected - written} if expected > written else {}
+    return Outcome(rows_in=expected, rows_out=written, dropped=dropped, metrics=metrics)
 
 
 def _rows(job: Job, inputs: Mapping[str, Artifact], evaluate: Evaluate, prompts: pa.Table) -> pa.Table:
@@ -65,9 +68,8 @@ def _rows(job: Job, inputs: Mapping[str, Artifact], evaluate: Evaluate, prompts:
     return frame.build_rows(pa.concat_tables(found), prompts, scores)
 
 
-def _present(rows: pa.Table, policies: dict[str, str], inputs: dict[str, Artifact]) -> list[str]:
+def _present(found: set[str], policies: dict[str, str], inputs: dict[str, Artifact]) -> list[str]:
     """Policies that answered. The teacher may be absent (its text was imported); nobody else may."""
-    found = set(pc.unique(rows["policy"]).to_pylist())
     absent = [name for name in policies if name not in found and name != TEACHER]
     if absent:
         where = inputs["responses" if absent[0] == INITIAL else "eval_responses"].path

@@ -59,7 +59,7 @@ def summarise(
     rows = [_row(frames, key, policies[key[0]], estimates) for key in keys]
     references = np.concatenate([_reference_scores(frame) for frame in frames])
     return {
-        "prompts": sum(len(frame.prompt_ids) for frame in frames),
+        "prompts": sum(len(frame.ids) for frame in frames),
         "runs": len(frames),
         "temperatures": list(temperatures),
         "policies": [{"name": p, "label": policies[p]} for p in policies if any(key[0] == p for key in keys)],
@@ -82,22 +82,20 @@ def _estimates(
     frames: Sequence[Frame], keys: list[tuple[str, float]], resamples: int, confidence: float, seed: int
 ) -> dict[tuple[str, float, str], Estimate | None]:
     """Every comparison of every cell with the initial student at the same temperature, on the same resamples."""
-    names, nulls = [], []
-    strata: list[list[np.ndarray]] = [[] for _ in frames]
-    for policy, temperature in keys:
-        if (INITIAL, temperature) not in keys:
-            continue
-        for name, (compare, null) in COMPARISONS.items():
-            if policy == INITIAL and name != "win_reference":
-                continue
-            names.append((policy, temperature, name))
-            nulls.append(null)
-            for stratum, frame in zip(strata, frames, strict=True):
-                stratum.append(compare(frame.cells[policy, temperature], frame.cells[INITIAL, temperature]))
+    names = [
+        (policy, temperature, name)
+        for policy, temperature in keys
+        for name in COMPARISONS
+        if (INITIAL, temperature) in keys and (policy != INITIAL or name == "win_reference")
+    ]
     if not names:
         return {}
-    found = estimate([np.stack(stratum) for stratum in strata], resamples, seed, confidence, nulls)
-    return dict(zip(names, found, strict=True))
+    strata = [
+        np.stack([COMPARISONS[name][0](frame.cells[p, t], frame.cells[INITIAL, t]) for p, t, name in names])
+        for frame in frames
+    ]
+    nulls = [COMPARISONS[name][1] for _, _, name in names]
+    return dict(zip(names, estimate(strata, resamples, seed, confidence, nulls), strict=True))
 
 
 def _row(
@@ -132,7 +130,7 @@ def _pooled(frames: Sequence[Frame], key: tuple[str, float]) -> dict[str, np.nda
 
 def _reference_scores(frame: Frame) -> np.ndarray:
     """The references' own score of each prompt, from whichever cell has it."""
-    known = np.full(len(frame.prompt_ids), np.nan)
+    known = np.full(len(frame.ids), np.nan)
     for cell in frame.cells.values():
         known = np.where(np.isnan(known), cell["reference_score"], known)
     return known

@@ -7,7 +7,8 @@ Rows keep the order of the prompt table, so the same prompts always give the sam
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,23 +31,30 @@ SIDES = ("chosen", "rejected")
 def run(job: Job) -> Outcome:
     """Stage: one row a prompt of the distill split, both sides joined by ``prompt_id``, bad pairs dropped by reason."""
     pairs = Pairs.model_validate(job.config["pairs"])
-    job.out.store.delete(job.out.file("rows"))
+    joined = (
+        reorder(join(inputs, pairs), pairs.reward_share, job.config["seed"]) for inputs in slices(job.inputs, SPLIT)
+    )
+    summary = write(job.out, joined, pairs, bool(job.config["chat"]))
+    rows, count, dropped = summary["prompts"], summary["pairs"], summary["dropped"]
+    logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
+    if not count:
+        raise PladError(_nothing_left(pairs, rows, dropped))
+    return Outcome(rows_in=rows, rows_out=count, dropped=dropped, metrics=summary)
+
+
+def write(out: Artifact, tables: Iterable[pa.Table], pairs: Pairs, chat: bool) -> dict[str, Any]:
+    """Write what is left of joined rows, a part a table; what ``stats.summary`` says of all of them."""
+    out.store.delete(out.file("rows"))
     facts: list[pa.Table] = []
     count = 0
-    for number, inputs in enumerate(slices(job.inputs, SPLIT)):
-        joined = reorder(join(inputs, pairs), pairs.reward_share, job.config["seed"])
+    for number, joined in enumerate(tables):
         reason = drop_reasons(joined, pairs, before=count)
         kept = joined.filter(pc.is_null(reason))
         if kept.num_rows:
-            job.out.write_rows(to_trl(kept, bool(job.config["chat"])), f"part-{number:05d}")
+            out.write_rows(to_trl(kept, chat), f"part-{number:05d}")
         facts.append(stats.facts(joined, reason))
         count += kept.num_rows
-    every = pa.concat_tables(facts)
-    summary = stats.summary(every, pairs)
-    logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
-    if not count:
-        raise PladError(_nothing_left(pairs, every.num_rows, summary["dropped"]))
-    return Outcome(rows_in=every.num_rows, rows_out=count, dropped=summary["dropped"], metrics=summary)
+    return stats.summary(pa.concat_tables(facts), pairs)
 
 
 def join(inputs: Mapping[str, Artifact], pairs: Pairs) -> pa.Table:

@@ -134,7 +134,7 @@ def describe(objective: Mapping[str, Any]) -> str:
 def _significance(evaluation: Artifact, metrics: Mapping[str, Any]) -> list[Comparison]:
     policies = [p["name"] for p in metrics["policies"]]
     settings = (metrics["resamples"], evaluation.manifest["config"]["seed"], metrics["confidence"])
-    return compare(Frame.from_rows(evaluation.table()), policies, metrics["temperatures"], *settings)
+    return compare(Frame.from_rows(evaluation.batches()), policies, metrics["temperatures"], *settings)
 
 
 def _samples(

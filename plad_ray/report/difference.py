@@ -95,7 +95,7 @@ class Difference:
 
 def compare(first: Run, second: Run) -> Difference:
     """Raises PladError when no prompt, policy or temperature is in both."""
-    frames = [Frame.from_rows(run.inputs["evaluation"].table()) for run in (first, second)]
+    frames = [Frame.from_rows(run.inputs["evaluation"].batches()) for run in (first, second)]
     prompts = _common(first, second, frames)
     scored = first.experiment.scorer == second.experiment.scorer and first.experiment.scorer is not None
     rows = _rows(first, second, frames, prompts, scored)
@@ -219,7 +219,7 @@ def _said(first: Run, second: Run, rows: list[Row], scored: bool) -> list[Senten
 
 def _cautions(first: Run, second: Run, frames: list[Frame], prompts: list[str], scored: bool) -> list[Sentence]:
     said = []
-    sizes = [len(frame.prompt_ids) for frame in frames]
+    sizes = [len(frame.ids) for frame in frames]
     if len(prompts) < max(sizes):
         said.append(
             f"Only the {len(prompts):,} prompts that both runs were evaluated on are compared: {first.label} has "

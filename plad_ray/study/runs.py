@@ -41,7 +41,7 @@ class Runs:
     def of(cls, job: Job, prefix: str = EVALUATION) -> Runs:
         """From the inputs ``<prefix><seed>``."""
         found = evaluations(job, prefix)
-        frames = tuple(Frame.from_rows(artifact.table()) for artifact in found.values())
+        frames = tuple(Frame.from_rows(artifact.batches()) for artifact in found.values())
         evaluate = evaluate_of(job)
         scored = any(not np.isnan(cell["reference_score"]).all() for f in frames for cell in f.cells.values())
         return cls(tuple(found), frames, evaluate, "reference" if scored else "initial student")

@@ -86,9 +86,7 @@ class Measured:
         teachers, arms = job.config["settings"]["teachers"], job.config["facts"]["arms"]
         found = {name: Runs.of(job, f"{EVALUATION}{name}/") for name in teachers}
         first = next(iter(found.values()))
-        assert all(
-            f.prompt_ids == g.prompt_ids for r in found.values() for f, g in zip(r.frames, first.frames, strict=True)
-        )
+        assert all(f.ids == g.ids for r in found.values() for f, g in zip(r.frames, first.frames, strict=True))
         temperatures = first.evaluate.temperatures
         won = {(n, t): r.won_against(TEACHER, INITIAL, t) for t in temperatures for n, r in found.items()}
         more = {

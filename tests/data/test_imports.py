@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from plad_ray.data import imports
 from plad_ray.errors import PladError
 from plad_ray.records import RESPONSE, pair_schema
 
@@ -100,6 +101,21 @@ def test_pairs_of_text(imported, prompts, jsonl) -> None:
         "dropped": {"identical": 1, "empty_chosen": 1, "truncated_chosen": 1, "in_dev": 1, "in_test": 2},
     }
     assert done.manifest["metrics"]["chosen"] == "imported chosen"
+
+
+def test_what_is_imported_table_by_table_is_what_is_imported_whole(imported, prompts, jsonl, monkeypatch) -> None:
+    made = {
+        "run_responses": jsonl([{"prompt_id": f"q{i % 4}", "response": f"text {i}"} for i in range(10)], "r.jsonl"),
+        "run_pairs": jsonl([{"prompt": f"{i}", "chosen": "a", "rejected": "ab"[i % 3 :][:1]} for i in range(10)]),
+    }
+    whole = [imported(kind, path, prompts) for kind, path in made.items()]
+    monkeypatch.setattr(imports, "ROWS", 5)
+    for one, (kind, path) in zip(whole, made.items(), strict=True):
+        other = imported(kind, path, prompts)
+        assert other.table().equals(one.table()) and len(other.store.files(other.file("rows"))) == 2
+        assert [other.manifest[key] for key in ("rows", "metrics")] == [
+            one.manifest[key] for key in ("rows", "metrics")
+        ]
 
 
 def chat(text: str, role: str = "assistant") -> list[dict]:

@@ -138,6 +138,11 @@ def test_an_arm_without_responses_is_an_error(tmp_path) -> None:
         run.run(made)
 
 
+def test_without_arms_the_initial_student_is_evaluated(tmp_path) -> None:
+    metrics = run.run(world(tmp_path, {"student": [1, 0]})).metrics
+    assert [p["name"] for p in metrics["policies"]] == ["student"] and metrics["verdicts"] == {}
+
+
 def test_limit_takes_the_first_prompts(tmp_path) -> None:
     metrics = run.run(world(tmp_path, {"student": [1, 0, 0], "distilled": [1, 1, 1]}, limit=2)).metrics
     assert row_of(metrics, "student")["score"] == 0.5 and metrics["prompts"] == 2

@@ -110,7 +110,7 @@ def test_ordinary_text_stays_as_it_is(kept) -> None:
 def test_significance_is_paired_ordered_and_corrected(made) -> None:
     made, page, _ = made
     rows = made.inputs["evaluation"].table().to_pylist()
-    frame = Frame.from_rows(made.inputs["evaluation"].table())
+    frame = Frame.from_rows(made.inputs["evaluation"].batches())
     found = significance.compare(frame, ["teacher", "student", "distilled"], [0.7], 400, 0, 0.95)
     assert len(found) == 3 and all(c.difference.mean >= 0 for c in found)
     score = {(r["policy"], r["prompt_id"]): r["score"] for r in rows if r["temperature"] == 0.7}
