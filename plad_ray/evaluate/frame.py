@@ -59,10 +59,10 @@ class Frame:
                 read.setdefault(cell, []).append((rows["prompt_id"].combine_chunks(), numbers))
         ids, aligned = pa.array([], pa.string()), {}
         for cell in list(read):
-            names, numbers = zip(*read.pop(cell), strict=True)
+            names, pieces = zip(*read.pop(cell), strict=True)
             own = pa.concat_arrays(names)
             ids = pc.unique(pa.concat_arrays([ids, own]))
-            aligned[cell] = _scattered(numbers, pc.index_in(own, value_set=ids).to_numpy(), len(ids))
+            aligned[cell] = _scattered(pieces, pc.index_in(own, value_set=ids).to_numpy(), len(ids))
         return cls(ids, {cell: dict(zip(MEASURES, _longer(a, len(ids)), strict=True)) for cell, a in aligned.items()})
 
 
