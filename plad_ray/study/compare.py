@@ -55,6 +55,7 @@ def result(job: Job) -> Findings:
     found, arms = Runs.of(job), job.config["facts"]["arms"]
     return Findings(
         summary=tuple(sentences(found, arms)),
+        warnings=tuple(edges(search.choice(job.inputs["search"]))) if "search" in job.inputs else (),
         tables=(table(found, arms), differences(found, arms), *further(job, found, arms)),
         figures=(figure(found, arms),),
         confidence=found.evaluate.confidence,
@@ -165,6 +166,19 @@ def searched(chosen: dict[str, Any]) -> Table:
         ),
         rows=tuple(rows),
     )
+
+
+def edges(chosen: dict[str, Any]) -> list[str]:
+    """Where a search ended at the largest or smallest of three numbers or more."""
+    found: dict[str, list[str]] = {}
+    for arm, choice in chosen.items():
+        for key, value in choice["changes"].items():
+            values = {trial["changes"].get(key) for trial in choice["trials"].values()}
+            tried = sorted(v for v in values if isinstance(v, int | float))
+            if len(tried) > 2 and value in (tried[0], tried[-1]):
+                end = "largest" if value == tried[-1] else "smallest"
+                found.setdefault(f"the {end} {key} that was tried, {value:g}", []).append(arm)
+    return [f"The search chose {what}, for {', '.join(arms)}: the best may lie beyond." for what, arms in found.items()]
 
 
 def figure(found: Runs, arms: list[str]) -> Figure:

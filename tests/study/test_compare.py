@@ -9,6 +9,7 @@ import pytest
 
 from plad_ray.config.search import Search
 from plad_ray.errors import PladError
+from plad_ray.study.compare import edges
 from tests.study.here import named, rows
 
 
@@ -51,6 +52,19 @@ def test_numbers_equal_those_from_the_stored_scores(here):
         assert row[2].low <= row[2].mean <= row[2].high and row[2].adjusted and row[3] == row[2].p
     assert fmean(seeds.rows[2][2:4]) == pytest.approx(fmean(ours)) == pytest.approx(seeds.rows[2][4])
     assert set(searched.column("trials")) == {2}
+
+
+def test_a_choice_at_the_edge_of_what_was_tried_is_said():
+    def searched(value, *tried):
+        trials = {f"try{i}": {"changes": {"distill.learning_rate": v, "x": "text"}} for i, v in enumerate(tried)}
+        return {"changes": {"distill.learning_rate": value, "x": "text"}, "trials": trials}
+
+    chosen = {"plad": searched(0.01, 0.001, 0.003, 0.01), "kd": searched(0.01, 0.001, 0.003, 0.01)}
+    chosen |= {"seqkd": searched(0.003, 0.001, 0.003, 0.01), "sft": searched(0.001, 0.001, 0.01)}
+    assert edges(chosen) == [
+        "The search chose the largest distill.learning_rate that was tried, 0.01, for plad, kd: the best may lie beyond."
+    ]
+    assert "the smallest" in edges({"plad": searched(0.001, 0.001, 0.003, 0.01)})[0]
 
 
 def test_the_search_freezes_the_best_of_each_arm_on_dev_and_its_own_seeds(here):
