@@ -18,7 +18,7 @@ from plad_ray.study.arms import MAIN, Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import evaluated, needs_scorer
 from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, how, interval, points, told_apart
-from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Table
+from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Runs
 
 
@@ -94,6 +94,11 @@ def result(job: Job) -> Findings:
         x=Axis(label="share of pairs that the reward orders", unit="percent"),
         y=Axis(label=found.quality, unit="percent"),
         series=tuple(series),
+        lines=tuple(
+            Line(label=f"initial student, {how(t).lower()}", y=level)
+            for t in temperatures
+            if (level := runs.mean(found.won(INITIAL, t))) is not None
+        ),
     )
     return Findings(
         summary=tuple(_sentences(found, gains, places)),
