@@ -129,16 +129,15 @@ def _sentences(
 
 def _worse(lifts: dict[tuple[str, float], Interval | None], places: dict[str, dict[str, Any]]) -> list[str]:
     """Of arms that no share of reward-ordered pairs lifts above where they began."""
-    ends: dict[tuple[str, float], float] = {}
+    highs: dict[tuple[str, float], list[float]] = {}
     for (name, t), lift in lifts.items():
         if lift is not None:
-            key = places[name]["arm"], t
-            ends[key] = max(ends.get(key, -1.0), lift.high)
+            highs.setdefault((places[name]["arm"], t), []).append(lift.high)
     return [
         f"{how(t)}, {arm}: whatever the order of its pairs, the student is worse than before it was distilled; the recipe "
         "(learning rate, SFT term) is at fault, and what the order is worth under a better one may differ."
-        for (arm, t), highest in ends.items()
-        if highest < 0
+        for (arm, t), found in highs.items()
+        if max(found) < 0
     ]
 
 

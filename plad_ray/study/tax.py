@@ -209,9 +209,8 @@ def on_front(students: list[Student]) -> set[str]:
 
 
 def table(task: Task) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (*_shown(s, t), "yes" if s.name in on_front(task.fronts[t]) else "") for s, t in task.places
-    ]
+    best = {t: on_front(students) for t, students in task.fronts.items()}
+    rows: list[tuple[Cell, ...]] = [(*_shown(s, t), "yes" if s.name in best[t] else "") for s, t in task.places]
     return Table(
         key="front",
         title="Reward and tax",
