@@ -24,8 +24,9 @@ import pyarrow as pa
 
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Generate, Model, Runtime
-from plad_ray.generate import requests, tasks, vllm_engine
+from plad_ray.generate import requests, vllm_engine
 from plad_ray.generate.pools import EnginePool, build_pools
+from plad_ray.generate.vllm_actor import VllmEngine
 from plad_ray.models.scratch import word_tokenizer
 from plad_ray.records import PROMPT
 from plad_ray.stages import Job
@@ -36,7 +37,7 @@ SIZES = {
     "demo": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     "6x288": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 9},
 }
-#: where a task of the stage notes when a request began
+#: where the engine notes when it got a block
 BEGAN = "PLAD_BENCHMARK_BEGAN"
 
 
@@ -75,7 +76,7 @@ def bare(job: Job, pool: EnginePool) -> tuple[int, float]:
     from vllm import LLM, SamplingParams
 
     rows = list(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": _draws(job)}, 0))
-    llm = LLM(model=pool.base.base, **vllm_engine.engine_kwargs(pool))
+    llm = LLM(**vllm_engine.engine_kwargs(pool))
     shared = vllm_engine.sampling_params(pool.generate, pool.eos("teacher"))
     sampling = [SamplingParams(**shared, temperature=r["temperature"], seed=r["seed"]) for r in rows]
     prompts = [{"prompt_token_ids": row["prompt_token_ids"]} for row in rows]
@@ -88,18 +89,20 @@ def _draws(job: Job) -> list[dict[str, Any]]:
     return job.config["policies"]["teacher"]["draws"]
 
 
-def noting_answer(row: dict[str, Any]) -> dict[str, Any]:
-    """``tasks.vllm_answer``, and when the engine got the request."""
-    with Path(os.environ[BEGAN]).open("a", encoding="ascii") as notes:
-        notes.write(f"{time.time() - row['time_taken_llm']}\n")
-    return tasks.vllm_answer(row)
+class NotingEngine(VllmEngine):
+    """Notes when the engine got its first block."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        with Path(os.environ[BEGAN]).open("a", encoding="ascii") as notes:
+            notes.write(f"{time.time()}\n")
+        return super().__call__(rows)
 
 
 def stage(job: Job, last: list[float]) -> tuple[int, float]:
     """Tokens and seconds of the generate stage, from the first request that its engine got to the last part file."""
     from plad_ray.generate import run as generate
 
-    vllm_engine.vllm_answer = noting_answer  # type: ignore[assignment]
+    vllm_engine.VllmEngine = NotingEngine  # type: ignore[misc]
     outcome = generate.run(job)
     began = min(float(line) for line in Path(os.environ[BEGAN]).read_text(encoding="ascii").split())
     tokens = (

@@ -28,8 +28,6 @@ def connect(runtime: Runtime, dashboard: bool = False) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # zero-GPU tasks keep the device list as it is
-    # ray.data.llm hands an engine's variables to ray.init, which refuses any that the submitted job has too
-    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     import ray
 
     with _lock:  # stages run in threads
@@ -131,7 +129,6 @@ def _quiet() -> None:
     # The V2 Parquet reader starts 16 actors to read footers: on two cores that alone took 50 s.
     context.use_datasource_v2 = False
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    logging.getLogger("ray.llm").addHandler(logging.NullHandler())  # else each of its modules adds one that prints
-    for name in ("ray.llm", "ray.train", "ray._private"):
+    for name in ("ray.train", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs as an error, it raises too

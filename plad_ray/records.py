@@ -1,7 +1,6 @@
 """Row types that travel between stages, as Arrow schemas.
 
-No column is called ``model`` (ray.data.llm takes a value there for a LoRA adapter) or ``margin`` (TRL's RewardTrainer
-consumes it).
+No column is called ``margin``, which TRL's RewardTrainer would consume.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ PROMPT = pa.schema(
 )
 
 #: One immutable row per (policy, prompt, temperature, sample). ``rid`` is unique, ``seed`` a hash of it. The prompt is
-#: token ids, or for a model behind an API text or messages; the two other columns are null. (ray.data.llm would read columns
-#: called ``prompt`` and ``messages``.)
+#: token ids, or for a model behind an API text or messages; the two other columns are null.
 REQUEST = pa.schema(
     [
         ("rid", pa.string()),

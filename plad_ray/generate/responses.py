@@ -22,13 +22,10 @@ PART = pa.schema([("number", pa.int64()), *records.RESPONSE, ("error", pa.string
 
 
 def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict[str, Any]:
-    """PART row of an engine's answer (an ANSWER row, or what ray.data.llm makes of a row that failed).
-
-    ``pools`` by policy.
-    """
+    """PART row of an engine's ANSWER row; ``pools`` by policy."""
     names = ("number", "rid", "policy", "prompt_id", "split", "temperature", "sample", "num_prompt_tokens")
     common = {name: answer[name] for name in names}
-    error = answer.get("__inference_error__") or answer.get("error")
+    error = answer["error"]
     if error:
         empty: dict[str, Any] = {
             "text": "",
@@ -37,7 +34,7 @@ def part_row(pools: Mapping[str, EnginePool], answer: Mapping[str, Any]) -> dict
             "num_tokens": answer.get("num_generated_tokens") or 0,  # an API may have been paid for it
             "num_reasoning_tokens": 0,
         }
-        return {**common, **empty, "error": str(error), "sampled": None}
+        return {**common, **empty, "error": error, "sampled": None}
     if answer["ids"] is None:
         return {**common, **_text_columns(answer, pools[answer["policy"]]), "error": None, "sampled": None}
     policy, ids, sampled = answer["policy"], answer["ids"], None

@@ -47,29 +47,20 @@ BLOCKS_PER_FILE = 64
 
 
 def write_requests(out: Artifact, folder: str, number: int, rows: list[dict[str, Any]], rows_per_block: int) -> None:
-    """One request file: a row group is a block, verified as a whole or not at all.
-
-    Were only some rows of a block to ask for log-probs, pandas would turn their ``logprobs: 0`` beside None into 0.0, at
-    which vLLM's input thread dies without a word and the run hangs (seen in Ray 2.60 with vLLM 0.32).
-    """
-    blocks = [rows[start : start + rows_per_block] for start in range(0, len(rows), rows_per_block)]
-    whole = [{**row, "verify": any(r["verify"] for r in block)} for block in blocks for row in block]
+    """One request file: a row group is a block."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(whole, schema=REQUEST), sink, row_group_size=rows_per_block)
+    pq.write_table(pa.Table.from_pylist(rows, schema=REQUEST), sink, row_group_size=rows_per_block)
     out.store.write_bytes(out.file(f"{folder}/requests-{number:06d}.parquet"), sink.getvalue().to_pybytes())
 
 
 def read_requests(block: pa.Table, out: Artifact, folder: str) -> pa.Table:
-    """The request rows of the blocks whose numbers are in column ``id``. Where the prompts are token ids, without the
-    columns of text: ray.data.llm takes rows through pandas, which changes the types of columns with nulls."""
+    """The request rows of the blocks whose numbers are in column ``id``."""
     tables = []
     for number in block.column("id").to_pylist():
         path = out.store.path(out.file(f"{folder}/requests-{number // BLOCKS_PER_FILE:06d}.parquet"))
         with out.store.fs.open_input_file(path) as stream:
             tables.append(pq.ParquetFile(stream).read_row_group(number % BLOCKS_PER_FILE))
-    rows = pa.concat_tables(tables)
-    text = ["prompt_text", "prompt_messages"]
-    return rows if rows.column("prompt_token_ids").null_count else rows.drop_columns(text)
+    return pa.concat_tables(tables)
 
 
 def stored_requests(out: Artifact, folder: str) -> Iterator[dict[str, Any]]:
@@ -91,33 +82,3 @@ def map_engine(requests: Dataset, engine: type, arguments: tuple[Any, ...], pool
             max_task_retries=pool.tries - 1,
             **how,
         )
-
-
-class VllmRequest:
-    """REQUEST row to what ray.data.llm reads beside it. Every row has the same keys: rows share one Arrow struct."""
-
-    def __init__(self, weights: dict[str, str], sampling: dict[str, dict[str, Any]]):
-        """By policy: the path that names its weights, and the sampling parameters that its requests share."""
-        self.weights, self.sampling = weights, sampling
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        sampled = row["temperature"] > 0
-        shared = self.sampling[row["policy"]]
-        own = {"temperature": row["temperature"], "seed": int(row["seed"])}
-        if not sampled:
-            own |= {"top_p": 1.0, "top_k": 0}
-        return {
-            "model": self.weights[row["policy"]],  # a value that is not the engine's own model names a LoRA folder
-            "tokenized_prompt": row["prompt_token_ids"],
-            "sampling_params": shared | own,
-        }
-
-
-def vllm_answer(row: dict[str, Any]) -> dict[str, Any]:
-    """What ray.data.llm gives back to an ANSWER row."""
-    ids = [int(token) for token in row["generated_tokens"]]
-    logprobs = None
-    if row["verify"]:
-        logprobs = [float(step[token]["logprob"]) for step, token in zip(row["logprobs"], ids, strict=True)]
-    kept = {name: row[name] for name in REQUEST.names if name in row}
-    return {**kept, "ids": ids, "logprobs": logprobs, "error": None}

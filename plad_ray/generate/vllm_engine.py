@@ -1,4 +1,4 @@
-"""vLLM behind ray.data.llm: requests go in as token ids with their own sampling parameters, ids come back.
+"""What vLLM can serve, and how its engines are set up: requests go in as token ids, ids come back.
 
 The traps this file avoids are listed with their evidence where they are handled; none of them shows as an error at once.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from transformers import PretrainedConfig
@@ -15,7 +14,8 @@ from transformers import PretrainedConfig
 from plad_ray.config import Generate
 from plad_ray.errors import PladError
 from plad_ray.generate.pools import EnginePool, adapter_config, check_context
-from plad_ray.generate.tasks import ONE_TASK, VllmRequest, vllm_answer
+from plad_ray.generate.tasks import map_engine
+from plad_ray.generate.vllm_actor import VllmEngine
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -26,10 +26,8 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: model types that vLLM serves without adapters only (their classes in vllm/model_executor/models lack SupportsLoRA)
 WITHOUT_LORA = ("bloom", "dbrx", "falcon", "gpt2", "gptj", "stablelm")
-#: what Ray's processor calls its stage that holds the engine
-ENGINE_STAGE = "vLLMEngineStage"
-#: sequences a CPU engine works on at once
-CPU_SEQUENCES = 128
+#: sequences an engine works on at once: ours on a CPU, and the most that vLLM takes by itself on a GPU (H100; others 256)
+CPU_SEQUENCES, GPU_SEQUENCES = 128, 1024
 #: engine arguments that change the text, and so belong to identity, or that this module sets: where each one lives
 REFUSED = {
     "model": "model.path",
@@ -135,95 +133,46 @@ def check_adapter(folder: str) -> None:
 
 
 def branch(requests: Dataset, pool: EnginePool) -> Dataset:
-    """Requests of one pool to ANSWER rows (failed ones as ray.data.llm leaves them)."""
-    from ray.data.llm import build_processor
+    """Requests of one pool to ANSWER rows."""
+    from ray.data import ActorPoolStrategy
 
-    weights = {name: policy.adapter or policy.base for name, policy in pool.policies.items()}
-    # The same for every row of a pool: where some rows have null, Arrow hands the others' 0 on as 0.0, and a float there
-    # kills the engine's input thread, which nobody notices: all requests then wait for ever.
-    logprobs = {"logprobs": 0 if pool.adapters else None}
-    sampling = {name: sampling_params(pool.generate, pool.eos(name)) | logprobs for name in pool.policies}
-    processor = build_processor(
-        processor_config(pool),
-        preprocess=VllmRequest(weights, sampling),
-        postprocess=vllm_answer,
-        preprocess_map_kwargs=ONE_TASK,
-        postprocess_map_kwargs=ONE_TASK,
+    runtime = pool.runtime
+    return map_engine(
+        requests,
+        VllmEngine,
+        (pool, engine_kwargs(pool), {name: sampling_params(pool.generate, pool.eos(name)) for name in pool.policies}),
+        pool,
+        batch_size=runtime.batch_size,
+        compute=ActorPoolStrategy(
+            size=runtime.replicas,
+            max_tasks_in_flight_per_actor=in_flight(pool),
+            max_concurrent_calls_per_actor=concurrent_blocks(pool),
+            enable_true_multi_threading=True,
+        ),
+        num_gpus=runtime.gpus or None,
+        accelerator_type=runtime.accelerator_type,
+        runtime_env={"env_vars": environment(pool)},
     )
-    # the processor's own configuration has no place for it, and Ray would try a block whose engine dies without end
-    processor.get_stage_by_name(ENGINE_STAGE).map_batches_kwargs["max_task_retries"] = pool.tries - 1
-    _set_engine(processor, pool)
-    return processor(requests)
 
 
-def _set_engine(processor: Any, pool: EnginePool) -> None:
-    """Ray's engine, but it copies its weights out of the object store before it starts (it may be on any machine), and each
-    request comes back once, whole: Ray would have vLLM hand on an output for every token, and drop all but the last."""
-    stage = processor.get_stage_by_name(ENGINE_STAGE)
-
-    class Engine(stage.fn):  # type: ignore[name-defined]
-        def __init__(self, *arguments: Any, fetch: Callable[[], None], **more: Any):
-            fetch()
-            super().__init__(*arguments, **more)
-            self.llm._prepare_llm_request = final_only(self.llm._prepare_llm_request)
-
-    arguments = {**stage.fn_constructor_kwargs, "fetch": pool.fetch}
-    # A copy: at an assignment Ray's validator runs again without the bundle it has consumed, and asks for a GPU instead,
-    # for which a machine without one waits for ever (seen in Ray 2.60).
-    processor.stages[ENGINE_STAGE] = stage.model_copy(update={"fn": Engine, "fn_constructor_kwargs": arguments})
-
-
-def final_only(prepare: Callable[[dict[str, Any]], Awaitable[Any]]) -> Callable[[dict[str, Any]], Awaitable[Any]]:
-    """``prepare`` makes a request of a row; an enum as this one does not pass through the Arrow that rows are."""
-    from vllm.sampling_params import RequestOutputKind
-
-    async def prepared(row: dict[str, Any]) -> Any:
-        request = await prepare(row)
-        request.params.output_kind = RequestOutputKind.FINAL_ONLY
-        return request
-
-    return prepared
-
-
-def concurrent_batches(pool: EnginePool) -> int:
+def concurrent_blocks(pool: EnginePool) -> int:
     """Blocks that one engine works on at a time: as many as fill it, and one that waits."""
     if pool.alone:
         return 1
-    return max(2, math.ceil(engine_kwargs(pool).get("max_num_seqs", 256) / pool.runtime.batch_size) + 1)
+    sequences = engine_kwargs(pool).get("max_num_seqs", GPU_SEQUENCES)
+    return max(2, math.ceil(sequences / pool.runtime.batch_size) + 1)
 
 
 def in_flight(pool: EnginePool) -> int:
     """Blocks that one replica has at a time."""
-    return 1 if pool.alone else 2 * concurrent_batches(pool)
-
-
-def processor_config(pool: EnginePool) -> Any:
-    """The vLLMEngineProcessorConfig of a pool."""
-    from ray.data.llm import vLLMEngineProcessorConfig
-
-    runtime, kwargs = pool.runtime, engine_kwargs(pool)
-    return vLLMEngineProcessorConfig(
-        model_source=pool.base.base,
-        engine_kwargs=kwargs,
-        concurrency=(runtime.replicas, runtime.replicas),  # an int would mean autoscaling from 1 (ray #59144)
-        batch_size=runtime.batch_size,
-        max_concurrent_batches=concurrent_batches(pool),
-        max_tasks_in_flight_per_actor=in_flight(pool),
-        should_continue_on_error=True,
-        log_engine_metrics=pool.metrics,
-        accelerator_type=runtime.accelerator_type,
-        placement_group_config={"bundles": [{"CPU": runtime.cpus, "GPU": runtime.gpus}]},
-        runtime_env={"env_vars": environment(pool)},
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-    )
+    return 1 if pool.alone else 2 * concurrent_blocks(pool)
 
 
 def engine_kwargs(pool: EnginePool) -> dict[str, Any]:
     """Arguments of vLLM's engine: what the model says, what a CPU needs, and over those what the user gave."""
     model, base = pool.model, pool.base
     kwargs: dict[str, Any] = {
+        "model": base.base,
         "dtype": model.dtype,
         "max_model_len": model.max_length,
         "trust_remote_code": base.trust_remote_code,
@@ -248,7 +197,7 @@ def engine_kwargs(pool: EnginePool) -> dict[str, Any]:
         kwargs["max_loras"] = len(pool.adapters) + 1
     if pool.runtime.gpus == 0:
         # A seeded request whose prefill is chunked crashes the CPU engine ("CPU Generator does not use offset"), and
-        # ray.data.llm would restart it for ever: no chunks, and a budget that several whole prompts fit.
+        # another engine would meet it again: no chunks, and a budget that several whole prompts fit.
         kwargs |= {
             "enforce_eager": True,
             "enable_chunked_prefill": False,
@@ -264,7 +213,7 @@ def environment(pool: EnginePool) -> dict[str, str]:
     if pool.runtime.gpus == 0:
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # keeps the worker inside the engine process
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process for the engine alone is one more for the same cores
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(max(1, int(pool.runtime.cpus))),
         }

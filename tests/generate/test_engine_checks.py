@@ -51,9 +51,9 @@ def test_a_pool_of_its_own_works_on_one_block_and_metrics_need_stats(store, tiny
     )
     [pool] = build_pools(job)
     assert vllm_engine.engine_kwargs(pool)["disable_log_stats"] is False and pool.tries == 5
-    assert vllm_engine.in_flight(pool) == 2 * vllm_engine.concurrent_batches(pool) == 2 * (128 // 64 + 1)
+    assert vllm_engine.in_flight(pool) == 2 * vllm_engine.concurrent_blocks(pool) == 2 * (128 // 64 + 1)
     alone = replace(pool, alone=True)
-    assert vllm_engine.in_flight(alone) == vllm_engine.concurrent_batches(alone) == 1
+    assert vllm_engine.in_flight(alone) == vllm_engine.concurrent_blocks(alone) == 1
 
 
 def test_chunked_prefill_is_refused_on_cpu_and_left_alone_on_gpu(store, tiny_llama):
@@ -62,6 +62,7 @@ def test_chunked_prefill_is_refused_on_cpu_and_left_alone_on_gpu(store, tiny_lla
     gpu = pool_of(store, tiny_llama, {"gpus": 2})
     vllm_engine.check(gpu)
     kwargs = vllm_engine.engine_kwargs(gpu)
+    assert vllm_engine.concurrent_blocks(gpu) * gpu.runtime.batch_size >= 1024, "vLLM's own max_num_seqs on an H100"
     assert "enable_chunked_prefill" not in kwargs and "enforce_eager" not in kwargs
     assert (kwargs["tensor_parallel_size"], kwargs["distributed_executor_backend"]) == (2, "mp")
     with pytest.raises(PladError, match=r"gpus is 2.*over 4"):

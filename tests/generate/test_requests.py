@@ -91,16 +91,8 @@ def test_files_are_streamed_in_blocks(store, monkeypatch):
     assert files_then[10] == 1, "a file was there before the last row was made"
     blocks = [tasks.read_requests(pa.table({"id": [i]}), out, "work") for i in range(4)]
     assert [b.column("rid").to_pylist() for b in blocks] == [list("012"), list("345"), list("678"), ["9", "10"]]
-    assert [set(b.column("verify").to_pylist()) for b in blocks] == [{False}, {True}, {False}, {False}]
+    assert [i for i, verify in enumerate(pa.concat_tables(blocks).column("verify").to_pylist()) if verify] == [4]
 
-
-def test_token_prompts_travel_without_columns_of_text(store):
-    out = Artifact(store, "out")
-    row = {"rid": "a", "policy": "p", "prompt_id": "x", "split": "s", "verify": False}
-    requests.write([{**row, "prompt_token_ids": [1]}, {**row, "prompt_text": "t"}], out, "work", rows_per_block=1)
-    ids, text = (tasks.read_requests(pa.table({"id": [i]}), out, "work") for i in (0, 1))
-    assert not {"prompt_text", "prompt_messages"} & set(ids.column_names)
-    assert text.column("prompt_text").to_pylist() == ["t"]
 
 
 def test_verification_marks_the_first_of_each_policy():

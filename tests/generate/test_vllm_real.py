@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from types import SimpleNamespace
-
 import pytest
 
 from plad_ray.artifacts import Store
 from plad_ray.generate import run as generate_run
-from plad_ray.generate import vllm_engine
 from plad_ray.generate.pools import build_pools
 from plad_ray.models.load import load_model
 from plad_ray.models.sampling import sample
@@ -132,14 +128,3 @@ def test_seeded_rows_do_not_depend_on_their_batch(real):
     again = {row["rid"]: row for row in few.out.rows()}
     assert len(again) == 6
     assert {rid: row["token_ids"] for rid, row in again.items()} == {rid: rows[rid]["token_ids"] for rid in again}
-
-
-def test_a_request_comes_back_once_and_whole():
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    async def prepare(row):
-        return SimpleNamespace(params=SamplingParams(**row))
-
-    request = asyncio.run(vllm_engine.final_only(prepare)({"max_tokens": 3}))
-    assert (request.params.max_tokens, request.params.output_kind) == (3, RequestOutputKind.FINAL_ONLY)
