@@ -23,8 +23,8 @@ from plad_ray.errors import PladError
 
 #: prompts of a slice
 PROMPTS = 5_000
-#: at most so many slices, each of which is an open file while a table is cut
-SLICES = 250
+#: files that are open at once, each for a slice, while a table is cut
+OPEN_FILES = 250
 #: columns that no reader of slices wants, and that are large
 LEFT_OUT = ("token_ids",)
 
@@ -69,7 +69,7 @@ def slices(inputs: Mapping[str, Artifact], split: str, limit: int | None = None)
     """
     places = Places(inputs["prompts"], split)
     count = min(len(places), limit or len(places))
-    size = max(PROMPTS, -(-count // SLICES))
+    size = max(PROMPTS, -(-count // OPEN_FILES))
     if count <= size and count == len(places):
         yield dict(inputs)
         return

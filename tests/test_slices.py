@@ -47,7 +47,7 @@ def test_slices_hold_every_row_of_their_prompts_once_and_in_order(tmp_path, monk
         assert len(texts) == 2 * len({r["prompt_id"] for r in texts}) == part["scores"].table().num_rows
     assert cut == [ids[:4], ids[4:8], ids[8:]]
     assert [[r["prompt_id"] for r in p["prompts"].rows()] for p in slices(inputs, "distill", limit=3)] == [ids[:3]]
-    monkeypatch.setattr(module, "SLICES", 2)
+    monkeypatch.setattr(module, "OPEN_FILES", 2)
     assert [p["prompts"].table().num_rows for p in slices(inputs, "distill")] == [6, 5]
 
 

@@ -24,7 +24,7 @@ from plad_ray.data.rows import Row, short_hash
 from plad_ray.data.sources import hh
 from plad_ray.errors import PladError
 from plad_ray.records import PROMPT
-from plad_ray.slices import scatter
+from plad_ray.slices import OPEN_FILES, scatter
 from plad_ray.stages import Job, Outcome
 
 BATCH = 4096  # rows a record batch while reading
@@ -162,10 +162,11 @@ def _added(quotas: Mapping[SplitName, Mapping[SplitName, float]]) -> dict[SplitN
 
 def _write(job: Job, texts: Path, chosen: Mapping[SplitName, list[int]]) -> None:
     """Write each split from ``texts``, whose rows ``chosen`` numbers in their order, holding a part at a time."""
+    size = max(PART, -(-sum(map(len, chosen.values())) // OPEN_FILES))
     parts = {
-        (split, start // PART): rows[start : start + PART]
+        (split, start // size): rows[start : start + size]
         for split, rows in chosen.items()
-        for start in range(0, len(rows), PART)
+        for start in range(0, len(rows), size)
     }
     files = [texts.parent / f"{split}-{number}.parquet" for split, number in parts]
     scatter(_numbered(texts, list(parts.values())), PROMPT, files)
