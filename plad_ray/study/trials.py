@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import ray
 from ray import tune
 
 from plad_ray import cluster
@@ -150,6 +151,7 @@ def _trial(config: dict[str, Any], trained: Mapping[str, Stage], root: str, runt
 
     from plad_ray.train.run import run as train
 
+    _name_the_cluster()
     store = Store(root)
     planned = trained[space.name(config["trial"])]
     if not planned.artifact(store).finished:
@@ -157,6 +159,15 @@ def _trial(config: dict[str, Any], trained: Mapping[str, Stage], root: str, runt
         run_stage(reporting, job_of(reporting, store, runtime), say=lambda _: None)
     metrics = planned.artifact(store).manifest["metrics"]
     tune.report({STEP: metrics["steps"], **{k: v for k, v in metrics.items() if isinstance(v, int | float)}})
+
+
+def _name_the_cluster() -> None:
+    """Tells Ray Train's processes which Ray is theirs: what frees a stopped trial's workers asks the State API, which
+    without RAY_ADDRESS looks for a Ray on the machine and gives up where it finds two."""
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 @contextmanager

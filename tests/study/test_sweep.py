@@ -114,9 +114,9 @@ def study_file(here: Any, **settings: Any) -> Path:
     return path
 
 
-def start(study: str, file: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(study: str, file: Path, *overrides: str, module: str = "plad_ray") -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "plad_ray", "study", study, str(file), *overrides]
+    command = [sys.executable, "-m", module, "study", study, str(file), *overrides]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of the in-process training
         environment.pop(name, None)
@@ -163,18 +163,25 @@ def test_a_killed_sweep_goes_on_without_repeating_what_is_finished(here):
     assert load(best).name == "tiny-best"
 
 
+@pytest.fixture
+def another_ray(cluster):
+    """``ray start --head`` on this machine."""
+
+
 @pytest.mark.train
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("algorithm", ["asha", "optuna"])
-def test_stopped_trials_give_their_workers_back(here, algorithm):
-    """The same cluster, with room for one trial, goes on to the next: held workers would block it for ever."""
+def test_stopped_trials_give_their_workers_back(here, algorithm, another_ray):
+    """With room for one trial at a time, and a second Ray on the machine, which hides the first from who only looks."""
     asha = {"grace_steps": 2, "reduction_factor": 2, "metric": "loss", "mode": "min"}  # the margin's part differs
     more = {"asha": asha, "optuna": {"trials": 3}}[algorithm]
     file = study_file(here, grid=GRID, tuning={"algorithm": algorithm, **more})
-    process = start("sweep", file, "runtime.local_cpus=2")
+    process = start("sweep", file, "runtime.local_cpus=2", module="tests.study.watched")
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
+    groups, held = output.splitlines()[-1].split()
+    assert int(groups) >= 3 and float(held) <= 5, (groups, held)
     [result] = manifests(Store(str(here.folder / "runs")), "sweep").values()
     assert result["rows"]["in"] == 4 and result["rows"]["out"] >= 1
     assert ("stopped" in result["rows"]["dropped"]) == (algorithm == "asha"), result["rows"]
