@@ -94,7 +94,6 @@ def test_files_are_streamed_in_blocks(store, monkeypatch):
     assert [i for i, verify in enumerate(pa.concat_tables(blocks).column("verify").to_pylist()) if verify] == [4]
 
 
-
 def test_verification_marks_the_first_of_each_policy():
     rows = [{"policy": p, "verify": False} for p in "abab" * 3]
     marked = list(requests.mark_verified(rows, ["b"], 2))
