@@ -90,7 +90,7 @@ def _draws(job: Job) -> list[dict[str, Any]]:
 
 
 class NotingEngine(VllmEngine):
-    """Notes when the engine got its first block."""
+    """Notes when it gets a block."""
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         with Path(os.environ[BEGAN]).open("a", encoding="ascii") as notes:

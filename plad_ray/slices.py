@@ -29,6 +29,11 @@ OPEN_FILES = 250
 LEFT_OUT = ("token_ids",)
 
 
+def slice_size(rows: int, least: int) -> int:
+    """Rows of a slice: ``least``, or as many more as it takes to keep the slices of ``rows`` to OPEN_FILES."""
+    return max(least, -(-rows // OPEN_FILES))
+
+
 class Places:
     """Which row of a split of the prompt table each prompt is, in 16 bytes a prompt: ids are held as hashes of 64 bits."""
 
@@ -69,7 +74,7 @@ def slices(inputs: Mapping[str, Artifact], split: str, limit: int | None = None)
     """
     places = Places(inputs["prompts"], split)
     count = min(len(places), limit or len(places))
-    size = max(PROMPTS, -(-count // OPEN_FILES))
+    size = slice_size(count, PROMPTS)
     if count <= size and count == len(places):
         yield dict(inputs)
         return

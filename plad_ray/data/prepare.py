@@ -24,7 +24,7 @@ from plad_ray.data.rows import Row, short_hash
 from plad_ray.data.sources import hh
 from plad_ray.errors import PladError
 from plad_ray.records import PROMPT
-from plad_ray.slices import OPEN_FILES, scatter
+from plad_ray.slices import scatter, slice_size
 from plad_ray.stages import Job, Outcome
 
 BATCH = 4096  # rows a record batch while reading
@@ -162,7 +162,7 @@ def _added(quotas: Mapping[SplitName, Mapping[SplitName, float]]) -> dict[SplitN
 
 def _write(job: Job, texts: Path, chosen: Mapping[SplitName, list[int]]) -> None:
     """Write each split from ``texts``, whose rows ``chosen`` numbers in their order, holding a part at a time."""
-    size = max(PART, -(-sum(map(len, chosen.values())) // OPEN_FILES))
+    size = slice_size(sum(map(len, chosen.values())), PART)
     parts = {
         (split, start // size): rows[start : start + size]
         for split, rows in chosen.items()

@@ -159,8 +159,9 @@ def concurrent_blocks(pool: EnginePool) -> int:
     """Blocks that one engine works on at a time: as many as fill it, and one that waits."""
     if pool.alone:
         return 1
-    sequences = engine_kwargs(pool).get("max_num_seqs", GPU_SEQUENCES)
-    return max(2, math.ceil(sequences / pool.runtime.batch_size) + 1)
+    runtime = pool.runtime
+    sequences = runtime.engine_kwargs.get("max_num_seqs", GPU_SEQUENCES if runtime.gpus > 0 else CPU_SEQUENCES)
+    return max(2, math.ceil(sequences / runtime.batch_size) + 1)
 
 
 def in_flight(pool: EnginePool) -> int:

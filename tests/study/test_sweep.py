@@ -163,16 +163,12 @@ def test_a_killed_sweep_goes_on_without_repeating_what_is_finished(here):
     assert load(best).name == "tiny-best"
 
 
-@pytest.fixture
-def another_ray(cluster):
-    """``ray start --head`` on this machine."""
-
-
 @pytest.mark.train
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("algorithm", ["asha", "optuna"])
-def test_stopped_trials_give_their_workers_back(here, algorithm, another_ray):
+def test_stopped_trials_give_their_workers_back(here, algorithm):
     """With room for one trial at a time, and a second Ray on the machine, which hides the first from who only looks."""
     asha = {"grace_steps": 2, "reduction_factor": 2, "metric": "loss", "mode": "min"}  # the margin's part differs
     more = {"asha": asha, "optuna": {"trials": 3}}[algorithm]
