@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from plad_ray.train.flex import flex
 from plad_ray.train.layout import PROVEN, Segments, Span
 
 #: Queries of a block, at most. On CPUs smaller ones cost more in calls than they save.
@@ -68,12 +70,14 @@ def in_blocks(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | BlockMask | None,
     plad_blocks: Blocks | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' SDPA attention, [S, heads, L, D] to [S, L, heads, D]; of ``plad_blocks`` alone where there are any, and
-    0 elsewhere."""
+    0 elsewhere. FlexAttention where the mask is made for it."""
+    if isinstance(attention_mask, BlockMask):
+        return flex(query, key, value, attention_mask, options.get("scaling")), None
     if plad_blocks is None or options.get("dropout") or query.shape[-1] != value.shape[-1]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert attention_mask is not None, "sequences that share prompts come with their mask"

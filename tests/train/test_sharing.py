@@ -53,7 +53,8 @@ def test_gpt_neo_is_concatenated():
 def test_the_probe_is_longer_than_a_window_of_any_length(monkeypatch):
     """Masks that forget the window: right on rows shorter than it, so that only a probe with a short one tells."""
     monkeypatch.setattr(sharing, "PROVEN", ())
-    monkeypatch.setattr(masks, "_within", lambda visible_SLL, segments, window: visible_SLL)
+    sees = masks._sees
+    monkeypatch.setattr(masks, "_sees", lambda segments, window: sees(segments, None))
     assert obstacle_to_sharing(tiny("mistral", sliding_window=None)) is None
     reason = str(obstacle_to_sharing(tiny("mistral", sliding_window=4096)))
     assert reason.startswith("it is not among the proven types, and log-probs of a tiny model differ by")
