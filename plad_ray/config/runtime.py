@@ -64,13 +64,23 @@ class TrainRuntime(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
     gradient_checkpointing: bool = False
+    fused_kernels: bool = Field(
+        False, description="Liger's kernels between the matrix products, for training on GPUs"
+    )
     checkpoint_every: Count = Field(100, description="optimizer steps between checkpoints")
     max_failures: Annotated[int, Field(ge=0)] = 3
     in_turn: Count = Field(
         1,
         description="trainings that one start of the workers does one after another, where more are ready than fit side by "
-        "side; worth it where a training is not much longer than the start (about half a minute)",
+        "side; worth it where a training is not much longer than the start (about half a minute). With zero_stage 3 "
+        "their weights add up: DeepSpeed keeps them",
     )
+
+    @model_validator(mode="after")
+    def _kernels_for_a_gpu(self) -> TrainRuntime:
+        if self.fused_kernels and not self.gpus_per_worker:
+            raise ValueError("fused_kernels run on GPUs: set gpus_per_worker, or leave them off")
+        return self
 
 
 class Runtime(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from plad_ray.train import checkpoint, deepspeed
 from plad_ray.train.adapter import save_adapter, save_model, with_lora
 from plad_ray.train.forward import causal_model
 from plad_ray.train.frozen import FrozenModels, load_frozen
+from plad_ray.train.kernels import fused
 from plad_ray.train.known import with_frozen_logps
 from plad_ray.train.layout import Layout, Row
 from plad_ray.train.logprobs import ResponseValues
@@ -150,7 +152,26 @@ def _network(policy: Policy, model: Model, training: Sft | Distill, seed: int) -
 
 
 def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts: Parts) -> dict[str, Any]:
-    run = _start(job, world, model, training, parts)
+    module = ResponseValues(parts.model, parts.objective, parts.frozen).to(world.device)
+    models = [causal_model(each) for each in (parts.model, *parts.frozen.own.values())]
+    with fused(models) if job.runtime.train.fused_kernels else nullcontext():
+        run = _start(job, world, model, training, parts, module)
+        try:
+            _steps(job, world, run)
+            _publish(job, world, model, parts, run)
+        finally:
+            deepspeed.end_engine(run.engine)
+    return {
+        "rows_in": parts.rows_in,
+        "rows_out": len(parts.rows),
+        "dropped": parts.dropped,
+        "metrics": _summary(run, training) | {"layout": run.layout.name},
+        "note": parts.note,
+    }
+
+
+def _steps(job: Job, world: World, run: Run) -> None:
+    """All steps left, with checkpoints, progress and trackers."""
     told = [0.0]
 
     def progress(done: int, total: int, **notes: float) -> None:
@@ -167,20 +188,11 @@ def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts:
     subject = Subject(job.out.name, job.out.store.root, job.stage, job.config, run.start)
     with trackers(job.runtime.track if world.rank == 0 else Track.off(), subject, run.lines) as track:
         train(run, at_checkpoint, every, progress, track)
-    _publish(job, world, model, parts, run)
-    return {
-        "rows_in": parts.rows_in,
-        "rows_out": len(parts.rows),
-        "dropped": parts.dropped,
-        "metrics": _summary(run, training) | {"layout": run.layout.name},
-        "note": parts.note,
-    }
 
 
-def _start(job: Job, world: World, model: Model, training: Training, parts: Parts) -> Run:
+def _start(job: Job, world: World, model: Model, training: Training, parts: Parts, module: ResponseValues) -> Run:
     """Engine up, state restored."""
     runtime = job.runtime.train
-    module = ResponseValues(parts.model, parts.objective, parts.frozen).to(world.device)
     module.train()
     vocabulary = causal_model(parts.model).config.get_text_config().vocab_size
     pad = pad_id(parts.tokenizer)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from itertools import pairwise
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from plad_ray.config import Model
 from plad_ray.models.load import load_model, load_tokenizer
 from plad_ray.models.policy import resolve
 from plad_ray.models.tokens import encode_response
+from plad_ray.train import worker
 from plad_ray.train.worker import train_texts, work
 from plad_ray.train.world import World
 
@@ -94,6 +97,22 @@ def test_margin_objective_needs_scores_in_every_row(store, tiny_llama):
     job.inputs["pairs"] = broken
     result = work(job, World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None))
     assert result == {"error": "the texts of prompt p3 have no score, and the objective needs one: set scorer.name"}
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_training_leaves_no_model_behind(zero_stage, store, tiny_llama, monkeypatch):
+    """Several trainings may follow each other in one process, each as large as its memory."""
+    made = []
+
+    def noted(*arguments, own=worker.prepare):
+        parts = own(*arguments)
+        made.append(weakref.ref(parts.model))
+        return parts
+
+    monkeypatch.setattr(worker, "prepare", noted)
+    session(distill_job(store, tiny_llama, train={"zero_stage": zero_stage}))
+    gc.collect()
+    assert [model() for model in made] == [None]
 
 
 def test_resume_is_exact_with_dropout(store, tiny_llama, tmp_path):
