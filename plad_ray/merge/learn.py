@@ -77,8 +77,9 @@ class Proxy:
         tokens = sum(self.rows[i].positions for i in ordered)
         for first in range(0, len(ordered), self.micro_batch):
             rows = [self.rows[i] for i in ordered[first : first + self.micro_batch]]
-            chunks = chunk_count(sum(row.positions for row in rows), self.vocabulary)
-            batch = concatenate(rows, self.pad, chunks).to(self.blend.weight_K.device)
+            device = self.blend.weight_K.device
+            chunks = chunk_count(sum(row.positions for row in rows), self.vocabulary, device)
+            batch = concatenate(rows, self.pad, chunks).to(device)
             yield Sft().loss(self.values(batch), batch.mask_BKT, batch.scores_BK).sums["nll"] / tokens
 
     @torch.no_grad()

@@ -100,7 +100,8 @@ def training(
     base = 0.0 if trained == shape.parameters else shape.weights
     states = zero_states(base + frozen, trained, runtime.zero_stage, runtime.workers, shape.dtype, runtime.offload)
     vocabulary = int(shape.text.vocab_size)
-    chunk = min(CHUNK_ELEMENTS, len(batch.source_N) * vocabulary)
+    on = "cuda" if runtime.gpus_per_worker else "cpu"
+    chunk = min(CHUNK_ELEMENTS[on], len(batch.source_N) * vocabulary)
     return TrainingMemory(
         weights=states.weights,
         gradients=states.gradients,

@@ -111,7 +111,7 @@ def read(policy: Policy, model: Model, rows: dict[str, Row], reader: str, micro_
     logps: list[float] = []
     for first in range(0, len(ordered), micro_batch):
         batch = [rows[rid] for rid in ordered[first : first + micro_batch]]
-        chunks = chunk_count(sum(row.positions for row in batch), vocabulary)
+        chunks = chunk_count(sum(row.positions for row in batch), vocabulary, device)
         logps += values(concatenate(batch, pad, chunks).to(device))["logp"].double().sum((1, 2)).tolist()
     columns = {
         "rid": ordered,

@@ -43,7 +43,7 @@ def with_lora(model: PreTrainedModel, policy: Policy, lora: Lora, seed: int) -> 
         revision=policy.revision,
     )
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return get_peft_model(model, fresh)
     except ValueError as error:

@@ -30,7 +30,7 @@ def with_frozen_logps(
     for start in range(0, len(mine), micro_batch):
         picked = mine[start : start + micro_batch]
         batch = [rows[i] for i in picked]
-        chunks = chunk_count(sum(row.positions for row in batch), vocabulary)
+        chunks = chunk_count(sum(row.positions for row in batch), vocabulary, world.device)
         tensors = layout.collate(batch, pad, chunks).to(world.device)
         for name in names:
             logps_BKT = module.frozen_logps(name, tensors).float().cpu().numpy()

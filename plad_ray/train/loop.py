@@ -136,7 +136,7 @@ def batches_of(run: Run, step: int) -> list[Batch]:
             rows = [run.rows[i] for i in dealt[run.rank]] or [filler(run.rows[0])]
         else:
             rows = [rollouts.row(step, i, run.rows[i]) for i in dealt[run.rank]] or [rollouts.filler(run.rows[0])]
-        batch = run.layout.collate(rows, run.pad, chunk_count(positions, run.vocabulary))
+        batch = run.layout.collate(rows, run.pad, chunk_count(positions, run.vocabulary, run.engine.device))
         batches.append(batch.to(run.engine.device))
     return batches
 

@@ -231,9 +231,11 @@ def test_logits_that_do_not_follow_from_the_decoder_are_refused():
 
 
 def test_chunk_count_bounds_the_logits():
-    assert chunk_count(10, 100) == 1
-    assert chunk_count(0, 32000) == 1
-    assert chunk_count(10_000, 32_000) == 39  # of 257 × 32,000 fp32 logits: 32 MiB at once
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
+    assert chunk_count(10, 100, cpu) == 1
+    assert chunk_count(0, 32000, cpu) == 1
+    assert chunk_count(10_000, 32_000, cpu) == 39  # of 257 × 32,000 fp32 logits: 32 MiB at once
+    assert chunk_count(10_000, 32_000, gpu) == 10
 
 
 def test_sft_loss_equals_transformers_own():
