@@ -7,6 +7,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
+import torch
+
 #: Steps at the start of a run that are not counted.
 WARM = 1
 
@@ -17,6 +19,8 @@ class Time(NamedTuple):
 
 
 def now() -> Time:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()  # what was asked of a GPU is part of the time
     return Time(time.perf_counter(), time.process_time())
 
 

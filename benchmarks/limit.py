@@ -19,8 +19,11 @@ def products(shape: Shape) -> list[tuple[int, int, int, int]]:
     answers = shape.pairs * shape.candidates * shape.answer
     tokens = shape.pairs * shape.prompt + answers
     H, M, layers = shape.hidden, shape.intermediate, shape.layers
+    narrow = H * (shape.kv_heads or shape.heads) // shape.heads
     return [
-        (4 * layers + 4 * layers - 3, tokens, H, H),  # q, k, v, o forward and backward
+        (2 * layers + 2 * layers - 1, tokens, H, H),  # q and o forward and backward
+        (2 * layers, tokens, H, narrow),  # k and v forward
+        (2 * layers - 2, tokens, narrow, H),  # and backward
         (2 * layers + layers, tokens, H, M),  # gate and up forward, down backward
         (layers + 2 * layers, tokens, M, H),  # down forward, gate and up backward
         (1, answers, H, shape.vocabulary),
@@ -35,11 +38,17 @@ def attention_flops(shape: Shape) -> float:
     return 3 * 4 * pairs * shape.hidden * shape.layers * shape.pairs
 
 
+def flops(shape: Shape) -> float:
+    """That one step needs."""
+    return sum(count * 2.0 * m * k * n for count, m, k, n in products(shape)) + attention_flops(shape)
+
+
 def seconds(shape: Shape) -> Time:
     """Of one step. Attention's products are taken at the rate of the others."""
     wall = cpu = flops = 0.0
+    dtype = getattr(torch, shape.dtype)
     for count, m, k, n in products(shape):
-        x, w = torch.randn(m, k), torch.randn(k, n)
+        x, w = (torch.randn(*size, dtype=dtype, device=shape.device) for size in ((m, k), (k, n)))
         took = middle([timed(lambda x=x, w=w: x @ w) for _ in range(REPEATS)])
         wall, cpu, flops = wall + count * took.wall, cpu + count * took.cpu, flops + count * 2.0 * m * k * n
     share = 1 + attention_flops(shape) / flops

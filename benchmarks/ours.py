@@ -27,26 +27,39 @@ STEPS = 10_000
 
 def alone() -> None:
     """This process as a process group of its own, which DeepSpeed wants."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    torch.distributed.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
 
 
 def stepper(shape: Shape, objective: Objective, layout: Layout, model: nn.Module | None = None) -> Callable[[], None]:
-    """A function that does one training step. Log-probs of frozen models are given, as if precomputed."""
+    """A function that does one training step."""
+    run = run_of(shape, objective, layout, model)
+    done = iter(range(STEPS))
+
+    def step() -> None:
+        one_step(run, next(done), 0.0)
+
+    return step
+
+
+def run_of(shape: Shape, objective: Objective, layout: Layout, model: nn.Module | None = None) -> Run:
+    """A training before its first step. Log-probs of frozen models are given, as if precomputed."""
     training, runtime = Training(batch_size=shape.pairs, learning_rate=1e-4), TrainRuntime(micro_batch=shape.pairs)
     module: nn.Module = ResponseValues(model or lora_model(shape), objective)
-    module.train()
-    config = deepspeed.engine_config(training, runtime, "float32", 1, 1)
+    module.to(shape.device).train()
+    config = deepspeed.engine_config(training, runtime, shape.dtype, 1, 1)
     os.environ["LOCAL_RANK"] = "0"
     engine = deepspeed.start_engine(module, training, config)
     del os.environ["LOCAL_RANK"]  # else TRL would take this process for one of many and wrap its model in DDP
     given = rows(shape, 4 * shape.pairs)
     blank = tuple(np.full(len(c), -10.0, np.float32) for c in given[0].candidates)
     known = {f"{name}_logp": blank for name in objective.logps_of}
-    run = Run(
+    return Run(
         engine=engine,
         objective=objective,
         rows=[replace(row, known=known) for row in given],
@@ -59,12 +72,6 @@ def stepper(shape: Shape, objective: Objective, layout: Layout, model: nn.Module
         pad=PAD,
         layout=layout,
     )
-    done = iter(range(STEPS))
-
-    def step() -> None:
-        one_step(run, next(done), 0.0)
-
-    return step
 
 
 def full_logits_stepper(shape: Shape, objective: Objective, layout: Layout) -> Callable[[], None]:
@@ -74,7 +81,7 @@ def full_logits_stepper(shape: Shape, objective: Objective, layout: Layout) -> C
     given = rows(shape, shape.pairs)
 
     def step() -> None:
-        batch = layout.collate(given, PAD, chunk_count(0, shape.vocabulary))
+        batch = layout.collate(given, PAD, chunk_count(0, shape.vocabulary, torch.device(shape.device)))
         logits_SLV = model(input_ids=batch.ids_SL, attention_mask=batch.attention_SL).logits
         logps_SL = logits_SLV[:, :-1].log_softmax(-1).gather(-1, batch.ids_SL[:, 1:, None]).squeeze(-1)
         values_N = nn.functional.pad(logps_SL, (0, 1)).flatten()[batch.source_N]

@@ -52,33 +52,39 @@ class Clock(TrainerCallback):
         self.began = now()
 
 
-def arguments(shape: Shape, steps: int, folder: Path) -> dict[str, Any]:
+def arguments(shape: Shape, steps: int, folder: Path, fused: bool) -> dict[str, Any]:
     """No gradient checkpointing, no evaluation, nothing saved: TRL at its fastest."""
     return {
         "output_dir": str(folder),
         "per_device_train_batch_size": shape.pairs,
         "max_steps": steps,
         "learning_rate": 1e-4,
-        "max_length": 512,
+        "max_length": shape.prompt + shape.answer + 64,
         "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
+        "bf16": shape.dtype == "bfloat16",
+        "use_cpu": shape.device == "cpu",
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 10_000,
         "disable_tqdm": True,
         "seed": 0,
+        "use_liger_kernel": fused,
     }
 
 
 def cpo(
-    shape: Shape, steps: int, folder: Path, between: Callable[[], None], model: PreTrainedModel | None = None
+    shape: Shape,
+    steps: int,
+    folder: Path,
+    between: Callable[[], None],
+    model: PreTrainedModel | None = None,
+    fused: bool = False,
 ) -> Clock:
-    """CPOTrainer with SimPO's loss and no NLL term."""
+    """CPOTrainer with SimPO's loss and no NLL term; ``fused``: with Liger's kernels."""
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     clock = Clock(between)
-    args = CPOConfig(loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, **arguments(shape, steps, folder))
+    args = CPOConfig(loss_type="simpo", cpo_alpha=0.0, simpo_gamma=0.5, **arguments(shape, steps, folder, fused))
     CPOTrainer(
         model=model or base_model(shape),
         args=args,
@@ -90,12 +96,14 @@ def cpo(
     return clock
 
 
-def dpo(shape: Shape, steps: int, folder: Path, between: Callable[[], None], precompute: bool) -> Clock:
+def dpo(
+    shape: Shape, steps: int, folder: Path, between: Callable[[], None], precompute: bool, fused: bool = False
+) -> Clock:
     """DPOTrainer; with ``precompute`` the reference's log-probs are computed before the first step, which is not timed."""
     from trl import DPOConfig, DPOTrainer
 
     clock = Clock(between)
-    args = DPOConfig(precompute_ref_log_probs=precompute, **arguments(shape, steps, folder))
+    args = DPOConfig(precompute_ref_log_probs=precompute, **arguments(shape, steps, folder, fused))
     DPOTrainer(
         model=base_model(shape),
         args=args,
