@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,8 @@ def run_stages(
 
         os.environ.setdefault("PYTHONPATH", str(Path.cwd()))  # workers import the user's own modules too
         cluster.connect(exp.runtime, dashboard)
+        # Ray's own handler prints its C++ stack and leaves a local Ray behind; a node that is taken away is a Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         capacity = cluster.capacity()
         preflight.check_resources(exp, todo, cluster.largest())
     as_json = exp.runtime.logs == "json"
