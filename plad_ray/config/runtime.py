@@ -64,9 +64,7 @@ class TrainRuntime(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "optimizer", "all"] = "none"
     gradient_checkpointing: bool = False
-    fused_kernels: bool = Field(
-        False, description="Liger's kernels between the matrix products, for training on GPUs"
-    )
+    fused_kernels: bool = Field(False, description="Liger's kernels between the matrix products, for training on GPUs")
     checkpoint_every: Count = Field(100, description="optimizer steps between checkpoints")
     max_failures: Annotated[int, Field(ge=0)] = 3
     in_turn: Count = Field(

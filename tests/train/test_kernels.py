@@ -36,7 +36,10 @@ def test_a_model_that_liger_does_not_know():
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(kernels, "is_liger_kernel_available", lambda: False)
-    with pytest.raises(PladError, match="needs the package liger-kernel .*; the extra gpu has it"), kernels.fused([tiny("llama")]):
+    with (
+        pytest.raises(PladError, match=r"needs the package liger-kernel .*; the extra gpu has it"),
+        kernels.fused([tiny("llama")]),
+    ):
         pass
 
 
