@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import yaml
@@ -278,3 +279,23 @@ def test_time_left_counts_from_the_first_report():
     line.first = (time.time() - 10, 50)
     report(60, 100, "rows")
     assert line.eta == pytest.approx(40, rel=0.05)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
+    """A node that is taken away: one line, no stack of Ray's, no Ray left behind, and the same command goes on."""
+    command = [sys.executable, "-m", "plad_ray", "run", "jobs/demo.yaml", f"runtime.store={tmp_path}/runs"]
+    with open(tmp_path / "log", "w+") as log:  # noqa: PTH123 - a pipe nobody reads would fill up
+        run = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        deadline = time.monotonic() + 200
+        while "▸ sft-teacher" not in (tmp_path / "log").read_text():
+            assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        of_ray = {child.pid for child in psutil.Process(run.pid).children(recursive=True)}
+        run.terminate()
+        assert run.wait(60) == 130
+    said = (tmp_path / "log").read_text()
+    assert said.rstrip().endswith("interrupted; what is finished is kept, and the same command again goes on from here")
+    assert "***" not in said
+    psutil.wait_procs([psutil.Process(pid) for pid in of_ray if psutil.pid_exists(pid)], timeout=20)
+    assert not [pid for pid in of_ray if psutil.pid_exists(pid)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from plad_ray.config import Scorer
 from plad_ray.errors import PladError
-from plad_ray.evaluate.rouge import rouge_scorer
 
 
 class RougeScorer:
@@ -13,6 +12,8 @@ class RougeScorer:
     scores_references = False
 
     def __init__(self, scorer: Scorer, dialogue: bool = False):
+        from plad_ray.evaluate.rouge import rouge_scorer  # NLTK behind it costs a plan seconds
+
         self.metric = scorer.metric
         self.rouge = rouge_scorer((scorer.metric,))
 
