@@ -31,6 +31,9 @@ from plad_ray.train.seq2seq import Seq2SeqBatch
 
 #: copies of a chunk of logits [n, V] that live at once: logits, their fp32 log-softmax, its gradient, the logits' gradient
 CHUNK_COPIES = 4
+#: what fused kernels leave of the activations, measured on a Llama (benchmarks/RESULTS.md); not counted on with
+#: gradient checkpointing, where it was not measured
+FUSED = 0.72
 #: bytes of a process that trains before its model is there: Python with its libraries, and on a GPU CUDA's context besides
 PROCESS, CUDA_CONTEXT = 0.75e9, 0.8e9
 #: DeepSpeed's default, elements
@@ -102,11 +105,12 @@ def training(
     vocabulary = int(shape.text.vocab_size)
     on = "cuda" if runtime.gpus_per_worker else "cpu"
     chunk = min(CHUNK_ELEMENTS[on], len(batch.source_N) * vocabulary)
+    fused = runtime.fused_kernels and not runtime.gradient_checkpointing
     return TrainingMemory(
         weights=states.weights,
         gradients=states.gradients,
         optimizer=states.optimizer,
-        activations=activations(model, batch),
+        activations=activations(model, batch) * (FUSED if fused else 1.0),
         logits=float(CHUNK_COPIES * chunk * 4),
         buffers=_buffers(shape, runtime, trained),
         process=PROCESS if runtime.gpus_per_worker == 0 else CUDA_CONTEXT,

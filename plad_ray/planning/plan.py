@@ -117,6 +117,7 @@ class Planner:
             full,
             runtime.gradient_checkpointing,
             frozen,
+            runtime.fused_kernels,
         )
         parts = {k: v for k, v in asdict(held).items() if k != "trained"}
         note = f"{held.trained / 1e6:.3g} M trained"
@@ -247,7 +248,8 @@ def sizes_of(exp: Experiment, prompts: int | None, prompt_tokens: int | None, re
 
 def assumptions(planner: Planner, trading: bool) -> list[str]:
     """What the forecast takes for granted, and what it did not look at."""
-    sizes, gpu = planner.sizes, planner.gpu
+    sizes, gpu, train = planner.sizes, planner.gpu, planner.exp.runtime.train
+    share = roofline.training_share(planner.device(train.gpus_per_worker, train.cpus_per_worker), train.fused_kernels)
     layouts: dict[str, list[str]] = {}
     for stage, layout in planner.layouts.items():
         layouts.setdefault(layout, []).append(stage)
@@ -255,7 +257,7 @@ def assumptions(planner: Planner, trading: bool) -> list[str]:
     return [
         f"prompts: {splits}; every prompt {sizes.prompt} tokens, every response {sizes.response} (bounds of the "
         "configuration unless given: --prompts, --prompt-tokens, --response-tokens)",
-        f"devices reach {roofline.PREFILL:.0%} of their peak in prefill, {roofline.TRAINING:.0%} in training, "
+        f"devices reach {roofline.PREFILL:.0%} of their peak in prefill, {share:.0%} in training, "
         f"{roofline.BANDWIDTH:.0%} of their bandwidth; start-up, checkpoints, communication between workers, scoring and "
         "evaluation are not counted",
         "memory is what is alive at the peak; allocators hold more (glibc on a CPU up to 1.8 times the activations)",

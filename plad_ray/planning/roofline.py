@@ -11,7 +11,9 @@ from plad_ray.planning.hardware import Device
 from plad_ray.planning.shapes import Shape
 
 #: shares of the data sheets' peaks that engines and trainers reach: assumptions, shown beside every plan
-PREFILL, TRAINING, BANDWIDTH = 0.5, 0.4, 0.7
+PREFILL, BANDWIDTH = 0.5, 0.7
+#: likewise of training: on CPUs, and on GPUs (an H100, benchmarks/RESULTS.md) without and with ``fused_kernels``
+TRAINING_CPU, TRAINING, TRAINING_FUSED = 0.4, 0.27, 0.4
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,20 @@ def training(
     full: bool,
     recompute: bool,
     frozen: tuple[Shape, ...] = (),
+    fused: bool = False,
 ) -> Time:
-    """Of ``rows`` rows like ``work``. Backward through frozen weights takes
-    as much as forward, through trained ones twice as much; ``recompute``: the forward pass is done again."""
+    """Of ``rows`` rows like ``work``. Backward through frozen weights takes as much as forward, through trained ones twice
+    as much; ``recompute``: the forward pass is done again; ``fused``: with fused kernels."""
     passes = (3 if full else 2) + recompute
     flops = passes * forward(shape, work) + (3 if full else 2) * work.positions * 2.0 * shape.head
     for other in frozen:
         flops += forward(other, work) + work.positions * 2.0 * other.head
-    return Time(rows * flops / (device.flops(shape.dtype) * workers * TRAINING), "compute")
+    reached = device.flops(shape.dtype) * workers * training_share(device, fused)
+    return Time(rows * flops / reached, "compute")
+
+
+def training_share(device: Device, fused: bool) -> float:
+    """Of the device's peak, what training reaches."""
+    if device.shared:
+        return TRAINING_CPU
+    return TRAINING_FUSED if fused else TRAINING

@@ -155,6 +155,8 @@ def test_training_is_six_flops_a_weight_and_token_and_four_where_weights_are_fro
     full, lora = (roofline.training(seven, h100, 4, full=f, **args).seconds for f in (True, False))
     assert full == pytest.approx(6 * seven.body * 10_000 / (989e12 * 4 * roofline.TRAINING))
     assert lora == pytest.approx(full * 4 / 6)
+    fused = roofline.training(seven, h100, 4, full=True, fused=True, **args).seconds
+    assert fused == pytest.approx(full * roofline.TRAINING / roofline.TRAINING_FUSED)
 
 
 def test_plan_of_a_t5_student_and_the_layouts_that_the_trainer_takes(tmp_path) -> None:
