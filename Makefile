@@ -8,7 +8,6 @@ BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(TORCH_SOURCE) --editable
 READY := .venv/.ready-$(EXTRA)
 TOOLS := $(READY)-test
-SEEDS ?= 0 1 2 3 4
 
 .PHONY: setup demo demo-seeds test test-all chaos lint bench docs image sbom audit clean
 
@@ -28,6 +27,7 @@ $(TOOLS): $(READY)
 demo: setup
 	$(BIN)/plad run jobs/demo.yaml
 
+demo-seeds: SEEDS ?= 0 1 2 3 4
 demo-seeds: setup
 	$(BIN)/python -m jobs.demo_seeds $(SEEDS)
 
@@ -37,8 +37,10 @@ test: $(TOOLS) lint
 test-all: $(TOOLS) lint
 	$(BIN)/pytest -m 'not gpu'
 
+# Random kills, by seed (tests/chaos).
+chaos: SEEDS ?= 0-99
 chaos: $(TOOLS)
-	$(BIN)/pytest -m chaos
+	$(BIN)/python -m tests.chaos $(SEEDS)
 
 bench: $(TOOLS)
 	$(BIN)/python -m benchmarks

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -65,20 +66,29 @@ def ray_session():
 
 @pytest.fixture(scope="session")
 def gloo():
-    """Training without Ray: this process as the only worker of a gloo group."""
+    with only_worker():
+        yield
+
+
+@contextmanager
+def only_worker() -> Iterator[None]:
+    """Training without Ray: this process as the only worker of a gloo group, unless it is one already."""
     import torch
 
+    if torch.distributed.is_initialized():
+        yield
+        return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ.update(place)
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-    for name in place:
-        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+        for name in place:
+            os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from plad_ray.objectives import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     shlex.split(line, comments=True)
@@ -28,15 +29,15 @@ PLAD = [command[1:] for command in COMMANDS if command[0].endswith("plad")]
 
 
 def test_links_lead_to_files():
-    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in t]
+    targets = [t for t in re.findall(r"\]\(([^)#]+)\)", README + CONTRIBUTING) if "://" not in t]
     assert len(targets) >= 5
     assert [t for t in targets if not (ROOT / t).exists()] == []
 
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    named = {c[1] for c in COMMANDS if c[0] == "make"} | set(re.findall(r"`make ([\w-]+)`", README))
-    assert {"demo", "test", "demo-seeds"} <= named
+    named = {c[1] for c in COMMANDS if c[0] == "make"} | set(re.findall(r"`make ([\w-]+)", README + CONTRIBUTING))
+    assert {"demo", "test", "demo-seeds", "chaos"} <= named
     assert [t for t in named if not re.search(rf"^{t}:", makefile, flags=re.MULTILINE)] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ import torch
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment
 from plad_ray.generate import parts, requests
-from plad_ray.generate.pools import build_pools
+from plad_ray.generate.fake_engine import FakeEngine
+from plad_ray.generate.pools import EnginePool, build_pools
 from plad_ray.generate.responses import part_row
 from plad_ray.generate.tasks import REQUEST
 from plad_ray.generate.transformers_engine import TransformersEngine
@@ -47,11 +49,17 @@ def generate(job: Job) -> Outcome:
         draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
         asked = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
         rows = list(parts.remaining(asked, parts.Numbers(), total))
-        answers = TransformersEngine(pool)(pa.Table.from_pylist(rows, schema=REQUEST))
+        answers = _engine(pool)(pa.Table.from_pylist(rows, schema=REQUEST))
         by_policy = dict.fromkeys(pool.policies, pool)
         parts.write_part(job.out, [part_row(by_policy, answer) for answer in answers.to_pylist()])
     count, _, _ = parts.publish(job.out, total["total"])
     return Outcome(total["total"], count)
+
+
+def _engine(pool: EnginePool) -> Callable[[pa.Table], pa.Table]:
+    if pool.engine == "fake":
+        return FakeEngine({name: pool.eos(name)[0] for name in pool.policies}, pool.generate.max_tokens, {})
+    return TransformersEngine(pool)
 
 
 def train(job: Job) -> Outcome:
