@@ -72,7 +72,7 @@ class Training:
         self.references = references
 
     def progress(self) -> float:
-        return 1.0 if self.job.out.finished else checkpoints(self.job.out) / 15
+        return 1.0 if self.job.out.finished else steps(self.job.out) / 150
 
     def check(self) -> None:
         check_training(self.job.out, self.references.training(self.job.runtime.train.workers))
@@ -83,7 +83,7 @@ class Whole:
     """``plad run`` from prompts to report, with tiny models behind the transformers engine."""
 
     def __init__(self, store: Store, folder: Path, references: References):
-        file = whole_experiment(store, folder, references.model)
+        file = whole_experiment(store, folder, references.teacher, references.model)
         self.driver = Driver(drivers.plad, "run", str(file))
         self.exp, self.store, self.folder = load(file), store, folder
         self.stages = plan(self.exp).stages
@@ -106,7 +106,7 @@ class Sweep:
     """``plad study sweep``: two trials of Ray Tune; what was finished at a kill is not made again."""
 
     def __init__(self, store: Store, folder: Path, references: References):
-        file = whole_experiment(store, folder, references.model)
+        file = whole_experiment(store, folder, references.teacher, references.model)
         raw = yaml.safe_load(file.read_text())
         raw["study"] = {"grid": {"distill.objective.margin": [0.5, 2.0]}}
         file.write_text(yaml.safe_dump(raw))
@@ -163,7 +163,7 @@ class References:
     def __init__(self, folder: Path):
         self.folder = folder / "undisturbed"
         self.store = Store(str(self.folder))
-        self.model = save_tiny_model(folder / "model")
+        self.model, self.teacher = save_tiny_model(folder / "model"), save_tiny_model(folder / "teacher", seed=5)
 
     def responses(self, job: Job) -> pa.Table:
         out = Artifact(self.store, "responses-0")
@@ -197,21 +197,20 @@ def training_job(store: Store, model: Path, workers: int) -> Job:
     return distill_job(store, model, train=train, epochs=50, lora={"r": 4, "dropout": 0.2})
 
 
-def checkpoints(out: Artifact) -> int:
-    """Checkpoints that Ray Train has committed."""
+def steps(out: Artifact) -> int:
+    """Steps until the last checkpoint that Ray Train has committed."""
     snapshot = out.file(f"work/train/{out.name}/checkpoint_manager_snapshot.json")
     if not out.store.exists(snapshot):
         return 0
-    state = out.store.read_json(snapshot)
-    name = (state.get("latest_checkpoint_result") or {}).get("checkpoint_dir_name", "checkpoint_-1")
-    return int(name.rpartition("_")[2]) + 1
+    latest = out.store.read_json(snapshot).get("latest_checkpoint_result")
+    return int(latest["metrics"]["step"]) if latest else 0
 
 
-def whole_experiment(store: Store, folder: Path, model: Path) -> Path:
+def whole_experiment(store: Store, folder: Path, teacher: Path, student: Path) -> Path:
     """Ten epochs of distillation on the text of two tiny models that need no SFT."""
     rows = [{"prompt": " ".join(f"w{(i + j) % 40}" for j in range(3 + i % 3)), "reference": f"w{i}"} for i in range(40)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    role = {"model": {"path": str(model), "max_length": 64}, "engine": "transformers"}
+    teacher_model, student_model = ({"path": str(path), "max_length": 64} for path in (teacher, student))
     pool = {"cpus": 0.5, "batch_size": 4}
     experiment = {
         "name": "tiny",
@@ -220,8 +219,8 @@ def whole_experiment(store: Store, folder: Path, model: Path) -> Path:
             "path": str(folder / "data.jsonl"),
             "fractions": {"train": 0.1, "distill": 0.5, "dev": 0.2, "test": 0.2},
         },
-        "teacher": {**role, "draw": {"temperatures": [0.0]}},
-        "student": {**role, "draw": {"temperatures": [1.0]}},
+        "teacher": {"model": teacher_model, "engine": "transformers", "draw": {"temperatures": [0.0]}},
+        "student": {"model": student_model, "engine": "transformers", "draw": {"temperatures": [1.0]}},
         "generate": {"max_tokens": 6},
         "pairs": {
             "drop_truncated_chosen": False,
