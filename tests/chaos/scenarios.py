@@ -181,15 +181,20 @@ class References:
 
 
 def train_alone(job: Job, folder: Path) -> Artifact:
-    """A training job without Ray: one process, one thread, nothing that disturbs."""
+    """A training job without Ray: one process of its own, one thread, nothing that disturbs."""
     out = Artifact(Store(str(folder / "alone")), job.out.name)
     if not out.store.exists(out.file("files")):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        with only_worker():
-            session(Job(job.stage, job.config, job.inputs, out, job.runtime))
-        torch.set_num_threads(threads)
+        log = folder / "alone.log"
+        process = Driver(_train_here, Job(job.stage, job.config, job.inputs, out, job.runtime)).start(log)
+        process.join()
+        assert process.exitcode == 0, log.read_text()
     return out
+
+
+def _train_here(job: Job) -> None:
+    torch.set_num_threads(1)
+    with only_worker():
+        session(job)
 
 
 def training_job(store: Store, model: Path, workers: int) -> Job:
