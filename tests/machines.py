@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_gcs_rpc_server_connect_timeout_s": "60",  # a busy machine takes longer than 5 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a checkpoint waits for Ray Train to ask, by default every 2 s
 }
 
 

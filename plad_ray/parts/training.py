@@ -11,6 +11,7 @@ from plad_ray.parts import data
 from plad_ray.parts.common import Made, lazy, model_identity, present, source_hash
 from plad_ray.parts.evaluation import select
 from plad_ray.parts.generation import generate_arms, generate_round, score
+from plad_ray.reward.base import check_wins
 from plad_ray.stages import Job, Outcome, Stage
 
 #: the builder of each kind of table that is not there already
@@ -106,6 +107,8 @@ def _frozen(
 
 def _select_on_dev(exp: Experiment, arm: str, section: Distill, made: Made, table: Stage | None) -> Stage:
     """Train every candidate, let them answer the dev prompts, keep the one with the best win rate (PLaD §4.3)."""
+    assert exp.scorer is not None, "the configuration asks for one"
+    check_wins(exp.scorer, "distill.select_on_dev")
     trained = {
         f"{arm}-{name}": distill(exp, f"{arm}-{name}", candidate, made, table)
         for name, candidate in section.candidates().items()

@@ -48,6 +48,15 @@ def scores_references(scorer: Scorer) -> bool:
     return getattr(_kind(scorer), "scores_references", True)
 
 
+def check_wins(scorer: Scorer, what: str) -> None:
+    """Raise PladError where ``what`` counts wins over the references and ``scorer`` gives these no score."""
+    if not scores_references(scorer):
+        raise PladError(
+            f"{what} counts wins over the references, and scorer {scorer.name} compares with those; set scorer.name to "
+            "demo, classifier or module:function"
+        )
+
+
 def _kind(scorer: Scorer) -> Any:
     """The scorer's class."""
     target = FUNCTION if ":" in scorer.name else SCORERS.get(scorer.name)

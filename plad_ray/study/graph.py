@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plad_ray import pipeline
-from plad_ray.config import Experiment, StudySettings
+from plad_ray.config import Experiment, Scorer, StudySettings
 from plad_ray.errors import PladError
 from plad_ray.parts.common import lazy
 from plad_ray.stages import Stage
@@ -91,6 +91,8 @@ class Seeds:
         return ((seed, self.exp.model_copy(update={"seed": seed})) for seed in self.seeds)
 
 
-def needs_scorer(exp: Experiment, study: str) -> None:
+def needs_scorer(exp: Experiment, study: str) -> Scorer:
+    """The experiment's scorer. Raises PladError where it has none."""
     if exp.scorer is None:
         raise PladError(f"study {study} compares scores: set scorer.name (demo, rouge, classifier or module:function)")
+    return exp.scorer

@@ -22,6 +22,7 @@ from plad_ray.errors import PladError
 from plad_ray.evaluate.bootstrap import estimate
 from plad_ray.evaluate.select import prompt_wins
 from plad_ray.pipeline import before_distillation
+from plad_ray.reward.base import check_wins
 from plad_ray.stages import Job, Stage
 from plad_ray.study import trials
 from plad_ray.study.arms import MAIN, Sections, vary, with_arms
@@ -42,7 +43,7 @@ class Settings(StudySettings):
 
 
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
-    needs_scorer(exp, STUDY.name)
+    check_wins(needs_scorer(exp, STUDY.name), f"study {STUDY.name}")
     if settings.seeds is not None:
         raise PladError("study.seeds: a sweep looks at dev with one seed, the experiment's; set seed")
     if settings.tuning.algorithm == "optuna" and find_spec("optuna") is None:

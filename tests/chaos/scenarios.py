@@ -17,7 +17,7 @@ from plad_ray.config import load
 from plad_ray.generate import parts
 from plad_ray.generate import run as generation
 from plad_ray.pipeline import plan
-from plad_ray.stages import Job, Stage, job_of, run_stage
+from plad_ray.stages import Job, job_of
 from plad_ray.train import run as training
 from tests.chaos import drivers
 from tests.chaos.checks import check_rows, check_store, check_training
@@ -108,6 +108,7 @@ class Sweep:
     def __init__(self, store: Store, folder: Path, references: References):
         file = whole_experiment(store, folder, references.teacher, references.model)
         raw = yaml.safe_load(file.read_text())
+        raw["scorer"] = {"name": "tests.study.here:word_numbers"}
         raw["study"] = {"grid": {"distill.objective.margin": [0.5, 2.0]}}
         file.write_text(yaml.safe_dump(raw))
         self.driver, self.store = Driver(drivers.plad, "study", "sweep", str(file)), store
@@ -176,7 +177,7 @@ class References:
         if workers == 1:
             return train_alone(job, self.folder)
         if not job.out.finished:
-            run_stage(Stage(job.stage, training.run, job.config), job, say=lambda _: None)
+            _run(Driver(drivers.stage, training.run, job), self.folder / f"workers-{workers}.log")
         return job.out
 
 
@@ -184,11 +185,16 @@ def train_alone(job: Job, folder: Path) -> Artifact:
     """A training job without Ray: one process of its own, one thread, nothing that disturbs."""
     out = Artifact(Store(str(folder / "alone")), job.out.name)
     if not out.store.exists(out.file("files")):
-        log = folder / "alone.log"
-        process = Driver(_train_here, Job(job.stage, job.config, job.inputs, out, job.runtime)).start(log)
-        process.join()
-        assert process.exitcode == 0, log.read_text()
+        alone = Job(job.stage, job.config, job.inputs, out, job.runtime)
+        _run(Driver(_train_here, alone), folder / "alone.log")
     return out
+
+
+def _run(driver: Driver, log: Path) -> None:
+    """To its end: Ray Train's controller lives as long as the process that started it, where that has a main thread only."""
+    process = driver.start(log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
 
 
 def _train_here(job: Job) -> None:

@@ -36,7 +36,8 @@ class Kill:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``struck``: what was killed and how far the run was, None when it ended first. ``broken``: what does not hold."""
+    """``struck``: what was killed and how far the run was, None when it ended first. ``repeated``: it was started
+    again. ``broken``: what does not hold."""
 
     kill: Kill
     struck: str | None
@@ -73,37 +74,29 @@ def one(seed: int, machines: Machines, references: References, roots: dict[str, 
     """``roots``: where stores of each kind begin; ``folder``: of this seed alone. Lost machines are replaced."""
     kill, started, count = draw(seed), time.monotonic(), len(machines.workers)
     scenario = KINDS[kill.scenario].make(Store(roots[kill.store].format(name=folder.name)), folder, references)
-    struck, repeated, broken = None, False, None
+    struck, repeated, broken, log = None, False, None, folder / "log"
+    driver = scenario.driver.start(log)
     try:
-        struck, repeated = _disturb(kill, scenario, machines, folder / "log")
+        struck = _strike(kill, scenario, driver, machines)
+        if repeated := _ended(driver) != 0 and struck is not None and kill.victim in ENDS_THE_RUN:
+            driver = scenario.driver.start(log)  # at once, while what the dead one had started may still be there
+        assert _ended(driver) == 0, log.read_text()[-2000:]
         assert struck is not None, "the run was over before the kill"
         scenario.check()
         check_cluster(machines)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
-        broken = f"{type(error).__name__}: {str(error).strip()[:2000]}"
+        broken = f"{type(error).__name__}: {str(error).strip()[-2000:]}"
+    finally:
+        driver.kill()
     machines.add(count - len(machines.workers))
     return Outcome(kill, struck, repeated, broken, time.monotonic() - started)
 
 
-def _disturb(kill: Kill, scenario: Scenario, machines: Machines, log: Path) -> tuple[str | None, bool]:
-    """What was struck, and whether the run had to be started again: at once, while what the dead driver had started may
-    still be there."""
-    driver = scenario.driver.start(log)
-    try:
-        struck = _strike(kill, scenario, driver, machines)
-        _join(driver)
-        if repeated := driver.exitcode != 0 and struck is not None and kill.victim in ENDS_THE_RUN:
-            driver = scenario.driver.start(log)
-            _join(driver)
-    finally:
-        driver.kill()
-    assert driver.exitcode == 0, log.read_text()[-2000:]
-    return struck, repeated
-
-
-def _join(driver: BaseProcess) -> None:
+def _ended(driver: BaseProcess) -> int:
+    """The exit status, when there is one."""
     driver.join(LIMIT)
     assert driver.exitcode is not None, f"still running after {LIMIT:.0f} s"
+    return driver.exitcode
 
 
 def _strike(kill: Kill, scenario: Scenario, driver: BaseProcess, machines: Machines) -> str | None:

@@ -22,6 +22,7 @@ import yaml
 from plad_ray.artifacts import Store
 from plad_ray.config import load, parse
 from plad_ray.errors import PladError
+from plad_ray.pipeline import plan
 from plad_ray.stages import Job, Outcome, Stage, job_of, run_stage
 from plad_ray.study import trials
 from tests.study.here import named, rows
@@ -71,6 +72,15 @@ def test_seeds_and_unknown_keys_are_refused(here):
         here.run("sweep", here.experiment(), seeds=[1])
     with pytest.raises(PladError, match=r"distill\.objectiv: unknown key; did you mean objective"):
         here.run("sweep", here.experiment(), grid={"distill.objectiv.margin": [1]})
+
+
+def test_a_scorer_that_compares_with_references_is_refused(here):
+    """It gives them no score to win against: found before anything runs, not after every trial."""
+    with pytest.raises(PladError, match=r"study sweep counts wins over the references, and scorer rouge compares"):
+        here.run("sweep", here.experiment(scorer={"name": "rouge"}))
+    with pytest.raises(PladError, match=r"distill\.select_on_dev counts wins over the references"):
+        plan(here.experiment(scorer={"name": "rouge"}, distill={"select_on_dev": {"a": {"epochs": 2}}}))
+    assert here.ran == []
 
 
 def test_optuna_is_asked_for_before_anything_runs(here, monkeypatch):
