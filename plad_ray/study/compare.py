@@ -10,6 +10,7 @@ from plad_ray.artifacts import Store
 from plad_ray.config import Experiment, StudySettings
 from plad_ray.config.search import Search
 from plad_ray.evaluate.table import INITIAL, TEACHER, summarise
+from plad_ray.reward.base import check_wins
 from plad_ray.stages import Job
 from plad_ray.study import runs, search
 from plad_ray.study.arms import MAIN, Sections, vary
@@ -39,9 +40,10 @@ def tuned(
     facts: dict[str, Any] | None = None,
 ) -> Plan:
     """Two steps where there is a search: what it finds, on its own seeds and dev, is frozen before test is read."""
-    needs_scorer(exp, study.name)
+    scorer = needs_scorer(exp, study.name)
     if settings.search is None:
         return evaluated(study, exp, arms, settings, facts)
+    check_wins(scorer, f"study.search of {study.name}")
     whole, searched = search.plan(exp, settings.search, arms, Seeds.of(exp, settings).seeds)
     if not searched.artifact(store).finished:
         then = "each arm is trained with what the search chose, and evaluated on each seed"

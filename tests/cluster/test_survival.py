@@ -15,7 +15,7 @@ from plad_ray.generate import parts
 from plad_ray.pipeline import plan
 from plad_ray.stages import job_of
 from tests.chaos.checks import check_rows, check_store, check_training
-from tests.chaos.scenarios import checkpoints, train_alone
+from tests.chaos.scenarios import steps, train_alone
 from tests.machines import ROOT, Machine, can_be_apart, environment, machines
 
 SMALL = [
@@ -65,7 +65,7 @@ def test_a_submitted_demo_outlives_two_of_its_machines(s3_root, tmp_path):
         answered = made["responses"].file(parts.FOLDER)
         generating = kill(r"MapBatches\(VllmEngine\)", lambda: len(store.files(answered)) >= 2)
         assert not made["responses"].finished, "killed too late"
-        kill("RayTrainWorker", lambda: checkpoints(made["distill"]) >= 1)
+        kill("RayTrainWorker", lambda: steps(made["distill"]) > 0)
         assert not made["distill"].finished, "killed too late"
         assert submitted.wait(900) == 0, log.read_text()
         copies = {m.folder.name: copied(m) for m in (generating, *cluster.workers, cluster.head)}

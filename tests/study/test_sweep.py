@@ -78,6 +78,8 @@ def test_a_scorer_that_compares_with_references_is_refused(here):
     """It gives them no score to win against: found before anything runs, not after every trial."""
     with pytest.raises(PladError, match=r"study sweep counts wins over the references, and scorer rouge compares"):
         here.run("sweep", here.experiment(scorer={"name": "rouge"}))
+    with pytest.raises(PladError, match=r"study\.search of compare counts wins"):
+        here.run("compare", here.experiment(scorer={"name": "rouge"}), search={})
     with pytest.raises(PladError, match=r"distill\.select_on_dev counts wins over the references"):
         plan(here.experiment(scorer={"name": "rouge"}, distill={"select_on_dev": {"a": {"epochs": 2}}}))
     assert here.ran == []
