@@ -24,6 +24,8 @@ from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[1]
 SCRATCH = Path("/tmp/plad-machine")
+#: variables of this process that a machine's do not have
+NOT_OURS = ("RAY_ADDRESS", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 #: times that a machine may try to come up
 STARTS = 4
 #: a machine's own view of the disk, then the command
@@ -130,6 +132,7 @@ class Machines:
         folder = self.folder / name
         (folder / "tmp").mkdir(parents=True)
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=200000000"]
+        command += ["--include-log-monitor=false"]  # nobody reads the workers' output, and reading it costs CPU
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={free_port()}"]
         command += arguments
         variables = {**environment(self._scratch(name)), "RAY_ADDRESS": self.address}  # there may be other Rays here
@@ -172,7 +175,7 @@ def environment(scratch: Path) -> dict[str, str]:
     """Of a process on the machine whose disk is ``scratch``."""
     places = {"TMPDIR": "tmp", "PLAD_COPIES": "copies", "HF_HOME": "hub"}
     return {
-        **{name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")},
+        **{name: value for name, value in os.environ.items() if name not in NOT_OURS},
         **ENVIRONMENT,
         **{name: str(scratch / place) for name, place in places.items()},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -12,7 +12,8 @@ from typing import Any
 from plad_ray.stages import Job, Stage, run_stage
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["plad_ray.cli", "plad_ray.running", "plad_ray.generate.run", "plad_ray.train.launch"])
+PRELOADED = ["plad_ray.cli", "plad_ray.running", "plad_ray.generate.run", "plad_ray.train.launch"]
+CONTEXT.set_forkserver_preload([*PRELOADED, "ray.data", "ray.train.torch"])
 
 
 class Driver:

@@ -213,7 +213,10 @@ def steps(out: Artifact) -> int:
     snapshot = out.file(f"work/train/{out.name}/checkpoint_manager_snapshot.json")
     if not out.store.exists(snapshot):
         return 0
-    latest = out.store.read_json(snapshot).get("latest_checkpoint_result")
+    try:
+        latest = out.store.read_json(snapshot).get("latest_checkpoint_result")
+    except ValueError:  # it is being written
+        return 0
     return int(latest["metrics"]["step"]) if latest else 0
 
 

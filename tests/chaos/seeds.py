@@ -109,7 +109,7 @@ def _strike(kill: Kill, scenario: Scenario, driver: BaseProcess, machines: Machi
                 title, strike = dice.choice(victims)
                 strike()
                 return f"{title} at {reached:.2f}"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return None
 
 
