@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "false",
+    "RAY_worker_niceness": "0",  # by default, whatever else runs here goes first
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_gcs_rpc_server_connect_timeout_s": "60",  # a busy machine takes longer than 5 s
