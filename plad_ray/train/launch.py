@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ import ray
 import torch
 from ray.train import TrainingFailedError
 
+from plad_ray.artifacts import Artifact
 from plad_ray.stages import Job
 from plad_ray.train import checkpoint
 
+logger = logging.getLogger("plad_ray")
 #: What a training that was one of several has given, in its artifact's ``work/``: a new start does not do it again.
 RESULT = "work/result.json"
 
@@ -28,11 +31,28 @@ def launch(jobs: list[Job], callbacks: Sequence[Any] = ()) -> list[dict[str, Any
     and the cause as ``error`` for the others.
     """
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # nodes may have to come up first
+    forget_torn_record(jobs[0].out)
     try:
         return _fit(jobs, callbacks)
     except (TrainingFailedError, ray.exceptions.RayError) as error:
         failed = {"error": f"training failed on {jobs[0].runtime.train.workers} workers: {_cause(error)}"}
         return [_kept(job) or failed for job in jobs]
+
+
+def record_of(out: Artifact) -> str:
+    """Ray Train's list of a run's checkpoints."""
+    return out.file(f"work/train/{out.name}/checkpoint_manager_snapshot.json")
+
+
+def forget_torn_record(out: Artifact) -> None:
+    """Delete the list of checkpoints that a kill has cut off: Ray Train writes it in place, and would refuse it for ever."""
+    if not out.store.exists(record_of(out)):
+        return
+    try:
+        out.store.read_json(record_of(out))
+    except ValueError:
+        logger.warning("%s: the list of its checkpoints was cut off by a kill; training starts again", out.name)
+        out.store.delete(record_of(out))
 
 
 def _fit(jobs: list[Job], callbacks: Sequence[Any]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from plad_ray.generate import run as generation
 from plad_ray.pipeline import plan
 from plad_ray.stages import Job, job_of
 from plad_ray.train import run as training
+from plad_ray.train.launch import record_of
 from tests.chaos import drivers
 from tests.chaos.checks import check_rows, check_store, check_training
 from tests.chaos.drivers import Driver
@@ -210,11 +211,10 @@ def training_job(store: Store, model: Path, workers: int) -> Job:
 
 def steps(out: Artifact) -> int:
     """Steps until the last checkpoint that Ray Train has committed."""
-    snapshot = out.file(f"work/train/{out.name}/checkpoint_manager_snapshot.json")
-    if not out.store.exists(snapshot):
+    if not out.store.exists(record_of(out)):
         return 0
     try:
-        latest = out.store.read_json(snapshot).get("latest_checkpoint_result")
+        latest = out.store.read_json(record_of(out)).get("latest_checkpoint_result")
     except ValueError:  # it is being written
         return 0
     return int(latest["metrics"]["step"]) if latest else 0

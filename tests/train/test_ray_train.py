@@ -18,7 +18,7 @@ from train_jobs import column, distill_job, session
 from plad_ray.artifacts import Store
 from plad_ray.errors import PladError
 from plad_ray.stages import Stage, run_stage
-from plad_ray.train.launch import RESULT
+from plad_ray.train.launch import RESULT, forget_torn_record, record_of
 from plad_ray.train.run import run, run_in_turn
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,7 @@ def test_two_workers_give_the_run_of_one(ray_session, store, tiny_llama):
     """ZeRO 2 on two workers, micro-batches of 3, against one process with ZeRO 0: 1e-5 on every line."""
     expected = session(distill_job(store, tiny_llama, name="alone"))
     job = distill_job(store, tiny_llama, train={"workers": 2, "zero_stage": 2, "micro_batch": 3, "checkpoint_every": 4})
+    store.write_bytes(record_of(job.out), b'{"checkpoint_results": [')  # as a kill may leave it
     outcome = run(job)
     assert (outcome.rows_in, outcome.rows_out) == (24, 24)
     assert outcome.metrics["steps"] == 6
@@ -55,6 +56,15 @@ def test_trainings_in_turn_are_those_alone_and_one_that_cannot_start_stops_no_ot
         assert outcome.rows_out == 24 and outcome.seconds > 0
         assert job.out.store.exists(job.out.file(RESULT)), "another start would not do it again"
     assert not bad.out.store.exists(bad.out.file(RESULT))
+
+
+def test_only_a_list_of_checkpoints_that_was_cut_off_is_forgotten(store, tiny_llama):
+    out = distill_job(store, tiny_llama).out
+    forget_torn_record(out)
+    for content, kept in ((b'{"latest_checkpoint_result": null}', True), (b'{"latest_check', False), (b"", False)):
+        store.write_bytes(record_of(out), content)
+        forget_torn_record(out)
+        assert store.exists(record_of(out)) == kept
 
 
 def test_what_does_not_go_together_is_refused_before_ray_starts(store, tiny_llama):
