@@ -32,11 +32,11 @@ DAY = datetime.date(2026, 11, 25)
 @pytest.mark.train
 @pytest.mark.timeout(600)
 def test_todays_seeds_hold():
-    """No row is lost or doubled, training goes on as if nothing had been, nothing leaks."""
+    """No row is lost or doubled, nothing leaks."""
     command = [sys.executable, "-m", "tests.chaos", "--today"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]  # its last line says how to repeat a seed
-    assert len(result.stdout.splitlines()) == 3
+    assert len([line for line in result.stdout.splitlines() if line.startswith('{"seed": ')]) == 3
 
 
 def test_every_seed_always_draws_the_same_and_everybody_is_killed():
@@ -52,8 +52,7 @@ def test_every_seed_always_draws_the_same_and_everybody_is_killed():
 def test_todays_seeds_are_others_tomorrow_and_quick():
     days = [series.todays(DAY + datetime.timedelta(days=n)) for n in range(5)]
     assert len({seed for day in days for seed in day}) == 15
-    for day in days:
-        assert [draw(seed).scenario for seed in day] == ["generation", "generation", "training"]
+    assert all(series.is_quick(draw(seed)) for day in days for seed in day)
 
 
 def test_an_outcome_is_recorded_once_a_seed(tmp_path, monkeypatch):
