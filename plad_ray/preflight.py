@@ -63,6 +63,10 @@ def check_role(exp: Experiment, name: str, role: Role) -> None:
     if model.path is not None and (folder := Path(model.path).expanduser()).is_dir():
         check_folder(folder)
     config = config_of(model)
+    if exp.runtime.train.fused_kernels and (name == "student" or role.sft is not None):
+        from plad_ray.train import kernels
+
+        kernels.check(config.model_type)
     check_lengths(exp, model, is_seq2seq(config))
     if model.path is not None:
         check_tokenizer(exp, model)

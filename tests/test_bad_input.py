@@ -23,6 +23,7 @@ from plad_ray.objectives.plad import PladRank
 from plad_ray.pipeline import plan
 from plad_ray.placement import Node
 from plad_ray.stages import execute
+from plad_ray.train import kernels
 from tests.conftest import save_tiny_model
 
 ROWS = [{"question": f"w{i} w{i + 1}", "answer": f" w{i}"} for i in range(30)]
@@ -119,6 +120,7 @@ BEFORE = [
     ("stop token", ["student.model.stop_token_ids=[999]"], ["student", "999"]),
     ("chat template", ["teacher.model.template=chat"], ["teacher", "chat template", "plain"]),
     ("4-bit without GPU", ["student.model.load_in_4bit=true"], ["student", "load_in_4bit", "bitsandbytes"]),
+    ("fused kernels without GPU", ["runtime.train.fused_kernels=true"], ["fused_kernels", "gpus_per_worker"]),
     ("unknown scorer", ["scorer.name=bleu"], ["unknown scorer", "bleu", "rouge"]),
     ("scorer's module", ["scorer.name=no_such:f"], ["no_such"]),
     ("classifier without a model", ["scorer.name=classifier"], ["scorer.model"]),
@@ -140,6 +142,12 @@ BEFORE = [
 def test_refused_before_anything_runs(files, overrides, expected):
     message = refused(files(), *overrides)
     assert all(part in message for part in expected), message
+
+
+def test_fused_kernels_that_are_not_installed(files, monkeypatch):
+    monkeypatch.setattr(kernels, "is_liger_kernel_available", lambda: False)
+    message = refused(files(), "runtime.train={fused_kernels: true, gpus_per_worker: 1}")
+    assert "liger-kernel" in message and "the extra gpu" in message
 
 
 API = "{engine: openai, model: {api: {base_url: 'https://api.example.com/v1', name: m}}}"

@@ -17,20 +17,23 @@ from plad_ray.errors import PladError
 WITHOUT = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
-@contextmanager
-def fused(models: Sequence[PreTrainedModel]) -> Generator[None]:
-    """Within, ``models`` (on a GPU) run Liger's kernels. Raises PladError without the package, or where it has none for a
-    model."""
+def check(model_type: str) -> None:
+    """Raise PladError without the package, or where it has nothing for models of that type."""
     if not is_liger_kernel_available():
         raise PladError(
             "runtime.train.fused_kernels needs the package liger-kernel where training runs; the extra gpu has it"
         )
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
+    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise PladError(f"runtime.train.fused_kernels: Liger has none for {model_type} models; leave it off")
+
+
+@contextmanager
+def fused(models: Sequence[PreTrainedModel]) -> Generator[None]:
+    """Within, ``models`` (on a GPU) run Liger's kernels. Raises as ``check`` does."""
     for model in models:
-        kind = model.config.model_type
-        if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-            raise PladError(f"runtime.train.fused_kernels: Liger has none for {kind} models; leave it off")
+        check(model.config.model_type)
     files = [vars(sys.modules[type(model).__module__]) for model in models]
     own = [dict(names) for names in files]  # Liger puts some of its functions into the file of the architecture
     try:
