@@ -61,7 +61,7 @@ def test_a_checked_in_study_runs_to_its_end(here, file, monkeypatch):
     name = file.stem
     overrides = [*TINY, f"runtime.store={here.folder}/runs", *SHORT.get(name, [])]
     if name != "reward":  # the demo's own scorer gives all that so weak a student writes the same 0
-        overrides.append("scorer={name: rouge}")
+        overrides.append("scorer={name: 'tests.study.test_reward:overlap'}")
     with serving(judge(by_numbers)) if name == "judge" else nullcontext() as server:
         if server is not None:
             overrides.append(f"study.judge.api.base_url={server.url}")

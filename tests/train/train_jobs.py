@@ -14,6 +14,7 @@ from plad_ray.config import Runtime
 from plad_ray.objectives import build
 from plad_ray.records import PROMPT, pair_schema
 from plad_ray.stages import Job
+from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.loop import Run
 from plad_ray.train.worker import _start, prepare, sections, work
 from plad_ray.train.world import World
@@ -120,7 +121,9 @@ def start(job: Job) -> Run:
     """The run that the worker function would do, before its first step."""
     world = World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None)
     model, training = sections(job.config)
-    return _start(job, world, model, training, prepare(job, world, model, training))
+    parts = prepare(job, world, model, training)
+    module = ResponseValues(parts.model, parts.objective, parts.frozen)
+    return _start(job, world, model, training, parts, module)
 
 
 def column(lines: list[dict[str, float]], name: str = "loss") -> torch.Tensor:
