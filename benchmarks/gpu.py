@@ -185,12 +185,11 @@ def ragged(count: int, vocabulary: int) -> list[Row]:
     return [row() for _ in range(count)]
 
 
-def values_and_gradient(
-    module: ResponseValues, rows: list[Row], layout: Layout, vocabulary: int
-) -> tuple[Tensor, Tensor]:
+def values_and_gradient(module: ResponseValues, rows: list[Row], layout: Layout) -> tuple[Tensor, Tensor]:
     """Response log-probs [N], and the gradient of a margin loss with respect to the adapter, both fp32."""
     device = torch.device(BILLION.device)
-    batch = layout.collate(rows, 0, chunk_count(sum(r.positions for r in rows), vocabulary, device)).to(device)
+    chunks = chunk_count(sum(row.positions for row in rows), BILLION.vocabulary, device)
+    batch = layout.collate(rows, 0, chunks).to(device)
     module.zero_grad()
     logp_BKT = module(batch)["logp"]
     loss = build("plad_rank", {"logp_reduction": "mean", "margin": 1.0}).loss(
@@ -218,11 +217,11 @@ def equality() -> None:
             nn.init.normal_(weight, std=0.02)
     rows = ragged(12, BILLION.vocabulary)
     module = ResponseValues(model, Objective()).train()
-    truth, slope = values_and_gradient(module, rows, CONCATENATED, BILLION.vocabulary)
+    truth, slope = values_and_gradient(module, rows, CONCATENATED)
 
     def compare(name: str, layout: Layout, kernel: str = "dense") -> None:
         with attention(kernel):
-            logps, gradient = values_and_gradient(module, rows, layout, BILLION.vocabulary)
+            logps, gradient = values_and_gradient(module, rows, layout)
         far = (logps - truth).abs()
         off = float((gradient - slope).norm() / slope.norm())
         print(f"| {name} | {far.mean():.1e}, {far.max():.1e} | {off:.1e} |", flush=True)

@@ -38,18 +38,22 @@ def attention_flops(shape: Shape) -> float:
     return 3 * 4 * pairs * shape.hidden * shape.layers * shape.pairs
 
 
+def product_flops(shape: Shape) -> float:
+    return sum(count * 2.0 * m * k * n for count, m, k, n in products(shape))
+
+
 def flops(shape: Shape) -> float:
     """That one step needs."""
-    return sum(count * 2.0 * m * k * n for count, m, k, n in products(shape)) + attention_flops(shape)
+    return product_flops(shape) + attention_flops(shape)
 
 
 def seconds(shape: Shape) -> Time:
     """Of one step. Attention's products are taken at the rate of the others."""
-    wall = cpu = flops = 0.0
+    wall = cpu = 0.0
     dtype = getattr(torch, shape.dtype)
     for count, m, k, n in products(shape):
         x, w = (torch.randn(*size, dtype=dtype, device=shape.device) for size in ((m, k), (k, n)))
         took = middle([timed(lambda x=x, w=w: x @ w) for _ in range(REPEATS)])
-        wall, cpu, flops = wall + count * took.wall, cpu + count * took.cpu, flops + count * 2.0 * m * k * n
-    share = 1 + attention_flops(shape) / flops
+        wall, cpu = wall + count * took.wall, cpu + count * took.cpu
+    share = flops(shape) / product_flops(shape)
     return Time(wall * share, cpu * share)

@@ -21,13 +21,13 @@ Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 SHORTEST = 4096
 #: Model types whose decoder takes its masks (tests/train/test_flex.py).
 TYPES = tuple(name for name in PROVEN if name != "gpt2")
-DROPOUTS = ("attention_dropout", "attn_pdrop")
 
 
 def pays(config: PreTrainedConfig, length: int, device: torch.device) -> bool:
     """Whether sequences of ``length`` tokens take it. It has no dropout."""
-    dropout = any(getattr(config, name, 0.0) for name in DROPOUTS)
-    return config.model_type in TYPES and not dropout and device.type == "cuda" and length >= SHORTEST
+    if device.type != "cuda" or length < SHORTEST or config.model_type not in TYPES:
+        return False
+    return not config.attention_dropout
 
 
 def block_mask(sees: Sees, sequences: int, length: int, device: torch.device) -> BlockMask:

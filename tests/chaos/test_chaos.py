@@ -95,12 +95,12 @@ def test_another_loss_step_or_weight_is_found(tmp_path, change):
         check_training(out, unbroken)
 
 
-@pytest.mark.parametrize("name", ["distill-0/lease.json", "distill-0/work/train/x"])
+@pytest.mark.parametrize("name", ["lease.json", "work/train/x"])
 def test_what_is_left_in_a_store_is_found(tmp_path, name):
     store = Store(str(tmp_path))
     store.write_bytes("distill-0/manifest.json", b"{}")
     check_store(store)
-    store.write_bytes(name, b"{}")
+    store.write_bytes(f"distill-0/{name}", b"{}")
     with pytest.raises(AssertionError):
         check_store(store)
 
