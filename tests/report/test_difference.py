@@ -15,6 +15,8 @@ from plad_ray.report import run as report_run
 from tests.report.made_up import FLAWS, finish, world
 from tests.report.test_browser import browser, opened  # noqa: F401
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
@@ -114,10 +116,13 @@ def test_one_run_is_its_own_page(store, tmp_path) -> None:
         (["plain", "plain"], "same run"),
         (["plain", "wider", "plain"], "one run or two"),
         (["plain", "--out", "page.pdf"], "ends in .html"),
-        (["jobs/demo.yaml"], "not finished"),
+        ([str(ROOT / "jobs/demo.yaml")], "not finished"),
     ],
 )
 def test_what_cannot_be_shown_is_one_message(store, tmp_path, monkeypatch, arguments, message) -> None:
+    monkeypatch.chdir(
+        tmp_path
+    )  # an experiment's store is a folder beside one: the demo may have been run where tests are
     result = CliRunner().invoke(app, ["report", *arguments, "--store", str(store)])
     assert result.exit_code == 2 and message in result.stderr
 
