@@ -68,6 +68,9 @@ class Store:
         return {i.path[prefix:]: i.size for i in self.fs.get_file_info(selector) if i.is_file}
 
     def read_bytes(self, name: str) -> bytes:
+        """Of a file that nobody overwrites: pyarrow asks an object store for its size first, then for that many bytes
+        (what several writers share is read by plad_ray/slot.py).
+        """
         with self.fs.open_input_stream(self.path(name)) as stream:
             return stream.read()
 

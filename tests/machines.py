@@ -28,6 +28,8 @@ SCRATCH = Path("/tmp/plad-machine")
 NOT_OURS = ("RAY_ADDRESS", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 #: times that a machine may try to come up
 STARTS = 4
+#: seconds of such a try
+START_LIMIT = 120.0
 #: a machine's own view of the disk, then the command
 ENTER = 'mount --bind "$1" "$2" && mount -t tmpfs none "$3" && shift 3 && exec "$@"'
 UNSHARE = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.geteuid() else [])]
@@ -65,8 +67,9 @@ class Machine:
 
     def came_up(self) -> bool:
         """Wait until it is part of the cluster, or has given up: Ray allows 30 s, which a busy machine may exceed."""
+        until = time.monotonic() + START_LIMIT
         while "Ray runtime started" not in self.said():
-            if self.process.poll() is not None:
+            if self.process.poll() is not None or time.monotonic() > until:
                 return False
             time.sleep(0.1)
         return True
@@ -114,6 +117,7 @@ class Machines:
             self.started.append(machine)
             if machine.came_up():
                 return machine
+            machine.kill()
         raise AssertionError(f"no machine came up in {STARTS} tries: {machine.said()[-2000:]}")
 
     def _start_head(self, name: str) -> Machine:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -49,4 +51,5 @@ def _into(log: Path, function: Any, arguments: tuple[Any, ...]) -> None:
     with log.open("ab") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1)  # who waits too long for it asks where it is
     function(*arguments)

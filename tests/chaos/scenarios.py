@@ -194,8 +194,8 @@ def train_alone(job: Job, folder: Path) -> Artifact:
 def _run(driver: Driver, log: Path) -> None:
     """To its end: Ray Train's controller lives as long as the process that started it, where that has a main thread only."""
     process = driver.start(log)
-    process.join()
-    assert process.exitcode == 0, log.read_text()
+    process.join(600)
+    assert process.exitcode == 0, f"{process.exitcode}: {log.read_text()}"
 
 
 def _train_here(job: Job) -> None:

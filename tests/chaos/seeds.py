@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +18,7 @@ from tests.chaos.checks import check_cluster
 from tests.chaos.scenarios import KINDS, References, Scenario
 from tests.machines import Machines, title_of
 
-#: seconds that a run may take, kill and recovery included
+#: seconds that a driver may take
 LIMIT = 300.0
 #: whoever loses one of them starts the run again; Ray Train's controller is its driver's other half
 ENDS_THE_RUN = ("driver", "controller")
@@ -75,34 +77,38 @@ def one(seed: int, machines: Machines, references: References, roots: dict[str, 
     kill, started, count = draw(seed), time.monotonic(), len(machines.workers)
     scenario = KINDS[kill.scenario].make(Store(roots[kill.store].format(name=folder.name)), folder, references)
     struck, repeated, broken, log = None, False, None, folder / "log"
-    driver = scenario.driver.start(log)
+    driver, until = scenario.driver.start(log), started + LIMIT
     try:
-        struck = _strike(kill, scenario, driver, machines)
-        if repeated := _ended(driver) != 0 and struck is not None and kill.victim in ENDS_THE_RUN:
+        struck = _strike(kill, scenario, driver, until, machines)
+        if repeated := _ended(driver, until, log) != 0 and struck is not None and kill.victim in ENDS_THE_RUN:
             driver = scenario.driver.start(log)  # at once, while what the dead one had started may still be there
-        assert _ended(driver) == 0, log.read_text()[-2000:]
+            until = time.monotonic() + LIMIT
+        assert _ended(driver, until, log) == 0, log.read_text()[-2000:]
         assert struck is not None, "the run was over before the kill"
         scenario.check()
         check_cluster(machines)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
-        broken = f"{type(error).__name__}: {str(error).strip()[-2000:]}"
+        broken = f"{type(error).__name__}: {str(error).strip()[-6000:]}"
     finally:
         driver.kill()
     machines.add(count - len(machines.workers))
     return Outcome(kill, struck, repeated, broken, time.monotonic() - started)
 
 
-def _ended(driver: BaseProcess) -> int:
+def _ended(driver: BaseProcess, until: float, log: Path) -> int:
     """The exit status, when there is one."""
-    driver.join(LIMIT)
-    assert driver.exitcode is not None, f"still running after {LIMIT:.0f} s"
+    driver.join(max(0.0, until - time.monotonic()))
+    if driver.exitcode is None:
+        os.kill(driver.pid or 0, signal.SIGUSR1)
+        driver.join(2)
+        raise AssertionError(f"still running after {LIMIT:.0f} s, here: {log.read_text()[-6000:]}")
     return driver.exitcode
 
 
-def _strike(kill: Kill, scenario: Scenario, driver: BaseProcess, machines: Machines) -> str | None:
-    """Wait for the share, for a victim, and ``later``; None when the run was over before."""
+def _strike(kill: Kill, scenario: Scenario, driver: BaseProcess, until: float, machines: Machines) -> str | None:
+    """Wait for the share, for a victim, and ``later``; None when the run was over before, or its time."""
     dice = random.Random(kill.seed)
-    while driver.exitcode is None:
+    while driver.exitcode is None and time.monotonic() < until:
         if (reached := scenario.progress()) >= kill.at and _victims(kill, driver, machines):
             time.sleep(kill.later)
             if victims := _victims(kill, driver, machines):

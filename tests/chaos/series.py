@@ -7,6 +7,7 @@ import datetime
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ def outcomes(seeds: list[int], seconds: float, folder: Path) -> Iterator[Outcome
         for seed in seeds:
             if time.monotonic() > until:
                 return
+            print(f"{datetime.datetime.now():%H:%M:%S} {draw(seed)}", file=sys.stderr)
             place = folder / f"seed-{seed}"
             place.mkdir()
             yield one(seed, running, references, roots, place)

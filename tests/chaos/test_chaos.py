@@ -30,13 +30,18 @@ DAY = datetime.date(2026, 11, 25)
 
 
 @pytest.mark.train
-@pytest.mark.timeout(600)
-def test_todays_seeds_hold():
-    """No row is lost or doubled, nothing leaks."""
-    command = [sys.executable, "-m", "tests.chaos", "--today"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
-    assert result.returncode == 0, result.stdout + result.stderr[-3000:]  # its last line says how to repeat a seed
-    assert len([line for line in result.stdout.splitlines() if line.startswith('{"seed": ')]) == 3
+@pytest.mark.timeout(1800)
+def test_todays_seeds_hold(tmp_path):
+    """No row is lost or doubled, nothing leaks. Two minutes; a seed has a limit of its own."""
+    command, log = [sys.executable, "-m", "tests.chaos", "--today"], tmp_path / "log"
+    with log.open("w") as stream, subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream) as series:
+        try:
+            series.wait(1700)
+        finally:
+            series.terminate()  # not killed: it takes its cluster down
+    said = log.read_text()
+    assert series.returncode == 0, said[-8000:]  # its last line says how to repeat a seed
+    assert len([line for line in said.splitlines() if line.startswith('{"seed": ')]) == 3
 
 
 def test_every_seed_always_draws_the_same_and_everybody_is_killed():
