@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def cluster(tmp_path_factory):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--num-cpus=8", "--object-store-memory=500000000"]
     command.append(f"--dashboard-agent-listen-port={free_port()}")  # by default one port for all clusters of a machine
-    command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", "--ray-client-server-port=" + str(free_port())]
+    command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", "--ray-client-server-port=0"]  # none
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(dashboard)
@@ -128,9 +129,12 @@ def cluster(tmp_path_factory):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that the kernel hands out (from 32768 on), so that nobody is given it before it is used."""
+    dice = random.SystemRandom()
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port := dice.randrange(20000, 32000)))
+            return port
 
 
 def wait_for(port: int, seconds: float = 120) -> None:

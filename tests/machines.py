@@ -105,6 +105,7 @@ class Machines:
     def add(self, count: int) -> None:
         """One after another: side by side they might take too long."""
         for _ in range(count):
+            assert self.head.process.poll() is None, f"the head is gone: {self.head.said()[-2000:]}"
             self.workers.append(self._up(self._start_worker))
 
     def kill(self, machine: Machine) -> None:
@@ -124,7 +125,7 @@ class Machines:
         port, dashboard = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         arguments = ["--head", "--num-cpus=0", f"--temp-dir={self._scratch(name)}/ray", f"--port={port}"]
-        return self._start(name, *arguments, f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}")
+        return self._start(name, *arguments, f"--dashboard-port={dashboard}", "--ray-client-server-port=0")  # 0: none
 
     def _start_worker(self, name: str) -> Machine:
         place = f"--node-ip-address=127.0.1.{len(self.started)}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from plad_ray.stages import Stage
 from plad_ray.track import choose
 from plad_ray.track.base import Feed, Subject, Trackers
 from plad_ray.track.choose import trackers
+from tests.conftest import free_port
 from tests.train.train_jobs import distill_job, session
 
 LINES = [{"step": i, "epoch": i / 4, "loss": 2.0 / i, "rewards/margins": 0.1 * i} for i in range(1, 5)]
@@ -138,12 +138,6 @@ def test_training_survives_a_server_that_is_away(tmp_path, tiny_llama, caplog) -
     assert [r.getMessage().startswith("MLflow: ") for r in caplog.records if r.name.startswith("plad_ray.track")] == [
         True
     ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
