@@ -6,13 +6,13 @@ import os
 from dataclasses import dataclass
 
 from plad_ray.config import Pool
-from plad_ray.generate.vllm_engine import CPU_SEQUENCES
+from plad_ray.generate.vllm_engine import CPU_SEQUENCES, GPU_SEQUENCES
 from plad_ray.planning.hardware import GIB, Device
 from plad_ray.planning.memory import CUDA_CONTEXT, PROCESS
 from plad_ray.planning.shapes import Shape
 
-#: vLLM's defaults on GPUs: share of the memory it takes, tokens of a step, sequences at once
-UTILIZATION, STEP_TOKENS, SEQUENCES = 0.9, 8192, 256
+#: share of a GPU's memory that vLLM takes by default
+UTILIZATION = 0.9
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ def engine(shape: Shape, pool: Pool, device: Device, tokens: int) -> EngineMemor
     """A vLLM engine of ``pool`` for sequences of at most ``tokens`` tokens."""
     given = pool.engine_kwargs
     on_cpu = pool.gpus == 0
-    step = int(given.get("max_num_batched_tokens", max(4096, 8 * tokens) if on_cpu else STEP_TOKENS))
-    most = int(given.get("max_num_seqs", CPU_SEQUENCES if on_cpu else SEQUENCES))
+    step_tokens, sequences_at_once = (max(4096, 8 * tokens), CPU_SEQUENCES) if on_cpu else _gpu_limits(device)
+    step = int(given.get("max_num_batched_tokens", step_tokens))
+    most = int(given.get("max_num_seqs", sequences_at_once))
     # fp32 logits of every sequence, and their softmax
     workspace = step * _states(shape) + 2 * most * int(shape.text.vocab_size) * 4
     if on_cpu:
@@ -63,3 +64,9 @@ def engine(shape: Shape, pool: Pool, device: Device, tokens: int) -> EngineMemor
         cache = share * device.memory * pool.gpus - shape.weights - workspace - process
     sequences = min(most, int(cache // (tokens * shape.kv_token)))
     return EngineMemory(shape.weights, workspace, cache, process, sequences, sequences >= 1)
+
+
+def _gpu_limits(device: Device) -> tuple[int, int]:
+    """Tokens of a step and sequences at once, by vLLM's defaults for offline work (``EngineArgs.get_batch_defaults``)."""
+    large = device.memory >= 70 * GIB and not device.name.startswith("A100")
+    return (16384, GPU_SEQUENCES) if large else (8192, 256)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -247,3 +248,23 @@ def test_a_measured_step_needs_what_was_predicted() -> None:
     predicted = (held.total - held.weights - held.process) / 2**20
     print(f"predicted {predicted:.0f} MiB, measured {measured:.0f} MiB")
     assert predicted == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("name", hardware.DEVICES)
+def test_an_engine_on_a_gpu_works_on_as_many_sequences_as_vllm_takes_there(name, seven, monkeypatch):
+    arguments = pytest.importorskip("vllm.engine.arg_utils")
+    from vllm.usage.usage_lib import UsageContext
+
+    gpu = hardware.device(name)
+    platform = SimpleNamespace(
+        get_device_total_memory=lambda: int(gpu.memory),
+        get_device_name=lambda: f"NVIDIA {gpu.name}",
+        is_tpu=lambda: False,
+        is_cpu=lambda: False,
+    )
+    monkeypatch.setattr(arguments, "current_platform", platform)
+    tokens, sequences = (found[UsageContext.LLM_CLASS] for found in arguments.EngineArgs.get_batch_defaults(1))
+    by_default = engines.engine(seven, Pool(gpus=1), gpu, 1)
+    given = {"max_num_batched_tokens": tokens, "max_num_seqs": sequences}
+    assert by_default == engines.engine(seven, Pool(gpus=1, engine_kwargs=given), gpu, 1)
+    assert by_default != engines.engine(seven, Pool(gpus=1, engine_kwargs=given | {"max_num_seqs": 100}), gpu, 1)
