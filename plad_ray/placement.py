@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from plad_ray.config import Experiment
+from plad_ray.config import Experiment, Runtime, Scorer
 from plad_ray.stages import Stage
 
 ROLES = ("teacher", "student")
@@ -23,7 +23,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Actor:
-    """What one engine replica or training worker asks of one node; ``key`` is the section that says so."""
+    """What one engine replica, scorer or training worker asks of one node; ``key`` is the section that says so."""
 
     key: str
     cpus: float
@@ -51,20 +51,28 @@ class Fit:
         return self.wanted - self.placed
 
 
-def asked(exp: Experiment, roles: Iterable[str] = ROLES, trains: bool = True) -> dict[str, list[Actor]]:
-    """What is up together, by what it is for: the engines of ``roles``, those that share GPUs by turns, and the trainers."""
+def asked(
+    exp: Experiment, roles: Iterable[str] = ROLES, trains: bool = True, scores: bool = True
+) -> dict[str, list[Actor]]:
+    """What is up together, by what it is for: the engines of ``roles``, those that share GPUs by turns, the scorers and the
+    trainers."""
     present = [role for role in roles if getattr(exp, role) is not None]
     found = {}
     for turn in exp.runtime.turns(present):
         whose = f" ({' and '.join(turn)})" if len(turn) < len(present) else ""
         found[f"generation{whose}"] = [actor for role in turn for actor in _engines(exp, role)]
+    if scores and exp.scorer is not None:
+        found["scoring"] = scorers(exp.scorer, exp.runtime)
     return found | ({"training": _workers(exp)} if trains else {})
 
 
 def asked_by(exp: Experiment, todo: list[Stage]) -> dict[str, list[Actor]]:
     """What the stages ``todo`` have up."""
     roles = {policy["role"] for stage in todo for policy in stage.config.get("policies", {}).values()}
-    return asked(exp, [role for role in ROLES if role in roles], any("training" in stage.config for stage in todo))
+    trains, scores = (
+        any(isinstance(stage.config.get(part), dict) for stage in todo) for part in ("training", "scorer")
+    )
+    return asked(exp, [role for role in ROLES if role in roles], trains, scores)
 
 
 def fits(nodes: list[Node], wanted: dict[str, list[Actor]]) -> Iterator[Fit]:
@@ -80,6 +88,14 @@ def fits(nodes: list[Node], wanted: dict[str, list[Actor]]) -> Iterator[Fit]:
 def _engines(exp: Experiment, role: str) -> list[Actor]:
     pool = getattr(exp.runtime, role)
     return [Actor(f"runtime.{role}", pool.cpus, pool.gpus, pool.accelerator_type)] * pool.replicas
+
+
+def scorers(scorer: Scorer, runtime: Runtime) -> list[Actor]:
+    """One keeps up where a rule scores; classifiers have a GPU each where the student's engines have some."""
+    student = runtime.student
+    if scorer.name == "classifier" and student.gpus > 0:
+        return [Actor("runtime.student", 0.5, 1, student.accelerator_type)] * student.replicas
+    return [Actor("scorer", 0.5, 0)]
 
 
 def _workers(exp: Experiment) -> list[Actor]:

@@ -14,7 +14,7 @@ from plad_ray.cli import app
 from plad_ray.config import load
 from plad_ray.errors import PladError
 from plad_ray.pipeline import plan
-from plad_ray.placement import Node, asked, fits
+from plad_ray.placement import Actor, Node, asked, fits
 
 DEMO = Path(__file__).parents[1] / "jobs/demo.yaml"
 GPUS = [
@@ -58,16 +58,30 @@ def test_roles_that_take_turns_do_not_add_up():
         DEMO, [*GPUS, "runtime.student={replicas: 8, gpus: 1, cpus: 1}", "runtime.colocate=[teacher, student]"]
     )
     nodes = [Node("a", 32, 8, "L4"), Node("b", 8, 2, "A100")]
-    assert [fit.missing for fit in fits(nodes, asked(together))] == [0, 6, 0]
+    assert [fit.missing for fit in fits(nodes, asked(together))] == [0, 6, 0, 0]
     assert [(fit.stage, fit.missing) for fit in fits(nodes, asked(turns))] == [
         ("generation (teacher)", 0),
         ("generation (student)", 0),
+        ("scoring", 0),
         ("training", 0),
     ]
     assert (plan(together).stages["responses"].gpus, plan(turns).stages["responses"].gpus) == (16, 8)
     assert plan(together).stages["responses"].digest == plan(turns).stages["responses"].digest
     with pytest.raises(PladError, match=r"runtime.colocate: .*\[teacher, student\]"):
         load(DEMO, ["runtime.colocate=[teacher]"])
+
+
+def test_a_reward_model_has_a_gpu_for_each_of_the_students_engines():
+    exp = load(DEMO, [*GPUS, "scorer={name: classifier, model: org/reward}"])
+    scoring = [fit for fit in fits([Node("a", 8, 1, "L4")], asked(exp)) if fit.stage == "scoring"]
+    assert [(f"{fit.actor}", fit.actor.key, fit.wanted, fit.placed) for fit in scoring] == [
+        ("(1 GPUs, 0.5 CPUs)", "runtime.student", 2, 1)
+    ]
+    assert asked(load(DEMO, GPUS))["scoring"] == [Actor("scorer", 0.5, 0)]
+    typed = load(
+        DEMO, ["runtime.student={gpus: 1, accelerator_type: L4}", "scorer={name: classifier, model: org/reward}"]
+    )
+    assert asked(typed)["scoring"] == [Actor("runtime.student", 0.5, 1, "L4")]
 
 
 def test_nodes_of_a_live_cluster_and_those_that_its_autoscaler_may_add(ray_session):

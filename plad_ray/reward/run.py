@@ -14,6 +14,7 @@ from plad_ray.artifacts import Artifact
 from plad_ray.config import Runtime, Scorer
 from plad_ray.errors import PladError
 from plad_ray.pairs.columns import flat
+from plad_ray.placement import scorers
 from plad_ray.records import SCORE
 from plad_ray.reward import base
 from plad_ray.slices import slices
@@ -106,9 +107,15 @@ def _references(prompts: pa.Table) -> pa.Table:
 
 
 def _actors(scorer: Scorer, runtime: Runtime) -> dict[str, Any]:
-    """One actor keeps up with the rule-based scorers; a classifier takes a GPU where the student's engines have one."""
-    gpu = scorer.name == "classifier" and runtime.student.gpus > 0
-    return {"concurrency": runtime.student.replicas if gpu else 1, "num_cpus": 0.5, "num_gpus": 1 if gpu else 0}
+    """How Ray Data is to place them."""
+    actors = scorers(scorer, runtime)
+    actor = actors[0]
+    return {
+        "concurrency": len(actors),
+        "num_cpus": actor.cpus,
+        "num_gpus": actor.gpus,
+        "accelerator_type": actor.accelerator,
+    }
 
 
 def _collect(job: Job, scored: ray.data.Dataset, total: int) -> int:

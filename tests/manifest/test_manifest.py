@@ -264,8 +264,9 @@ def test_fractions_of_a_gpu_share_one_and_roles_of_other_stages_do_not_add_up():
         "runtime.train={workers: 2, gpus_per_worker: 1}",
     )
     assert list(unplaced([Node("one", 8, 2)], exp)) == []
-    [generation, training] = unplaced([Node("one", 8, 1)], exp)
+    [generation, scoring, training] = unplaced([Node("one", 8, 1)], exp)
     assert "generation: 2 of 2" in generation and "training: 1 of 2" in training
+    assert "scoring: 1 of 2" in scoring, "a reward model takes a whole GPU"
 
 
 def test_the_command_prints_what_kubectl_takes():
