@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 #: what Ray answers while no node is ready to start a job, and how long that may last
 NO_AGENT = "No available agent"
 AGENT_WAIT_S = 60
+#: what it answers where somebody else was first
+TAKEN = "already exists"
 #: what no job needs and what makes an upload fail (size limit) or slow; and where people keep keys.
 EXCLUDES = [".git/", ".venv/", "runs/", ".*_cache/", "__pycache__/", "*.egg-info/", "dist/", "build/", ".env*", "*.pem"]
 
@@ -45,9 +47,9 @@ def submit(
     name = jobs.submission_id(exp)
     before = jobs.attempts(client, name)
     if before and not before[-1].status.is_terminal():
-        running = jobs.attempt(name, len(before))
-        typer.echo(f"job {running} runs already; attaching")
-        return jobs.follow(client, running) if wait else 0
+        job = jobs.attempt(name, len(before))
+        typer.echo(f"job {job} runs already; attaching")
+        return jobs.follow(client, job) if wait else 0
     entrypoint = shlex.join(
         ["python", "-m", "plad_ray", "run", file.resolve().relative_to(folder).as_posix(), *overrides]
     )
@@ -60,17 +62,21 @@ def submit(
         metadata={"experiment": exp.name},
         entrypoint_num_cpus=0,
     )
-    typer.echo(f"submitted job {job}: {entrypoint}")
     return jobs.follow(client, job) if wait else 0
 
 
 def _submitted(client: JobSubmissionClient, address: str, **job: Any) -> str:
     """The id of the submitted ``job``. A cluster that has only just come up has no agent yet that would start it."""
-    patience = time.monotonic() + AGENT_WAIT_S
+    patience, name = time.monotonic() + AGENT_WAIT_S, str(job["submission_id"])
     while True:
         try:
-            return client.submit_job(**job)
+            client.submit_job(**job)
+            typer.echo(f"submitted job {name}: {job['entrypoint']}")
+            return name
         except RuntimeError as error:
+            if TAKEN in str(error):
+                typer.echo(f"job {name} was submitted a moment ago; attaching")
+                return name
             if NO_AGENT not in str(error):
                 raise
             if time.monotonic() > patience:
@@ -82,7 +88,7 @@ def _submitted(client: JobSubmissionClient, address: str, **job: Any) -> str:
 
 
 def _environment(folder: Path, file: Path | None) -> dict[str, Any]:
-    """The working folder without what no job needs, and over that the YAML ``file``."""
+    """The working folder without what no job needs, and over that the YAML ``file``, which may leave out more."""
     environment: dict[str, Any] = {
         "working_dir": str(folder),
         "excludes": EXCLUDES,
@@ -99,7 +105,10 @@ def _environment(folder: Path, file: Path | None) -> dict[str, Any]:
                 f"--runtime-env {file}: env_vars.{secret[0]}: whoever sees the dashboard sees a job's variables; set it in "
                 "the environment of the cluster's nodes instead"
             )
-        environment |= given | {"env_vars": {**environment["env_vars"], **variables}}
+        environment |= given | {
+            "env_vars": {**environment["env_vars"], **variables},
+            "excludes": [*EXCLUDES, *given.get("excludes", [])],
+        }
         if environment["working_dir"] == ".":
             environment["working_dir"] = str(folder)
     return environment

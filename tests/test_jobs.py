@@ -77,9 +77,10 @@ def test_submit_leave_look_stop_resume_and_no_key_anywhere(cluster, tmp_path):
         (tmp_path / "exp.yaml").write_text(yaml.safe_dump(exp.model_dump(mode="json")))
         job = jobs.submission_id(load(tmp_path / "exp.yaml"))
 
-        code, said = _leave(address, environment, tmp_path)
+        code, said = _leave(address, environment, tmp_path, b"n")
         out.append(said)
         assert code == jobs.DETACHED and f"job {job} goes on" in said, said
+        assert f"job {job} runs already; attaching" in plad("submit", "exp.yaml", "--no-wait")
         shown = plad("status", "exp.yaml")
         assert "RUNNING" in shown and "✓ prompts" in shown
         assert "rows/s" in next(line for line in shown.splitlines() if line.startswith("▸ responses"))
@@ -88,10 +89,14 @@ def test_submit_leave_look_stop_resume_and_no_key_anywhere(cluster, tmp_path):
         before = len(server.answered)
         assert 0 < before < 24
 
+        code, said = _leave(address, environment, tmp_path, b"y")
+        out.append(said)
+        assert code == 1 and f"submitted job {job}-2" in said and f"job {job}-2: STOPPED" in said, said
+
         server.seconds = 0
-        assert f"submitted job {job}-2" in plad("submit", "exp.yaml")
-        assert len(server.answered) <= 24 + 1, (
-            "what was paid for is not asked for again, but the request then in flight"
+        assert f"submitted job {job}-3" in plad("submit", "exp.yaml")
+        assert len(server.answered) <= 24 + 2, (
+            "what was paid for is not asked for again, but the requests that were in flight"
         )
         listed = plad("status")
         assert "STOPPED" in listed and "SUCCEEDED" in listed
@@ -114,8 +119,8 @@ def test_submit_leave_look_stop_resume_and_no_key_anywhere(cluster, tmp_path):
     assert [p for p in files if API_KEY.encode() in p.read_bytes()] == []
 
 
-def _leave(address: str, environment: dict[str, str], folder: Path) -> tuple[int, str]:
-    """Submit at a terminal, press Ctrl-C once rows come in, and answer no: (exit code, what was shown)."""
+def _leave(address: str, environment: dict[str, str], folder: Path, answer: bytes) -> tuple[int, str]:
+    """Submit at a terminal, press Ctrl-C once rows come in, and answer whether to stop: (exit code, what was shown)."""
     ours, its = pty.openpty()
     command = [sys.executable, "-m", "plad_ray", "submit", "exp.yaml", "--address", address]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdin=its, stdout=its, stderr=its)
@@ -131,6 +136,6 @@ def _leave(address: str, environment: dict[str, str], folder: Path) -> tuple[int
             process.send_signal(signal.SIGINT)
             asked = True
         if asked and "[y/N]" in read:
-            os.write(ours, b"n\n")
+            os.write(ours, answer + b"\n")
     os.close(ours)
-    return process.wait(30), said
+    return process.wait(90), said

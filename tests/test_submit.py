@@ -39,7 +39,7 @@ def test_what_travels_with_a_job(tmp_path, monkeypatch):
     file = tmp_path / "env.yaml"
     file.write_text("working_dir: .\nexcludes: [big/]\nenv_vars: {A: b}\n")
     environment = _environment(tmp_path, file)
-    assert environment["working_dir"] == str(tmp_path) and environment["excludes"] == ["big/"]
+    assert environment["working_dir"] == str(tmp_path) and environment["excludes"] == [*EXCLUDES, "big/"]
     assert environment["env_vars"]["A"] == "b" and environment["env_vars"]["RAY_AUTH_MODE"] == "token"
     assert "HF_TOKEN" not in environment["env_vars"]
     file.write_text("env_vars: {OPENAI_API_KEY: sk-abc}\n")
@@ -104,10 +104,28 @@ class NotReady:
 
 def test_a_cluster_that_has_just_come_up_is_waited_for(monkeypatch):
     monkeypatch.setattr("plad_ray.submit.time.sleep", lambda seconds: None)
-    client = NotReady(3)
-    assert _submitted(client, "http://x", submission_id="a") == "a" and client.asked == 4
+    client, job = NotReady(3), {"submission_id": "a", "entrypoint": "plad run"}
+    assert _submitted(client, "http://x", **job) == "a" and client.asked == 4
     with pytest.raises(RuntimeError, match="no such runtime_env"):
-        _submitted(NotReady(1, "no such runtime_env"), "http://x", submission_id="a")
+        _submitted(NotReady(1, "no such runtime_env"), "http://x", **job)
     monkeypatch.setattr("plad_ray.submit.AGENT_WAIT_S", 0)
     with pytest.raises(PladError, match="no node of the cluster could start a job"):
-        _submitted(NotReady(10**6), "http://x", submission_id="a")
+        _submitted(NotReady(10**6), "http://x", **job)
+
+
+def test_of_two_who_submit_at_once_the_second_attaches(capsys):
+    taken = NotReady(1, "Request failed with status code 400: Job with submission_id a already exists.")
+    assert _submitted(taken, "http://x", submission_id="a", entrypoint="plad run") == "a" and taken.asked == 1
+    assert "a moment ago; attaching" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_rays_own_command_takes_an_experiment(cluster):
+    """As jobs/runtime_env.yaml says; a dry run, which needs the working folder and everything that is installed."""
+    address, environment = cluster
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", address]
+    command += ["--runtime-env", "jobs/runtime_env.yaml", "--"]
+    command += [sys.executable, "-m", "plad_ray", "run", "jobs/demo.yaml", "--dry-run"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "sft-teacher" in result.stdout and "succeeded" in result.stdout
