@@ -134,7 +134,10 @@ def _one(job: Job, resume: Path | None) -> dict[str, Any]:
     def report(metrics: dict[str, float], folder: Path | None) -> None:
         train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder) if folder is not None else None)
 
-    return work(job, World(context.get_world_rank(), context.get_world_size(), device, resume, report))
+    def preempted() -> bool:
+        return train.get_preemption_info() is not None
+
+    return work(job, World(context.get_world_rank(), context.get_world_size(), device, resume, report, preempted))
 
 
 def _kept(job: Job) -> dict[str, Any] | None:

@@ -25,6 +25,8 @@ from plad_ray.train.schedule import learning_rate
 
 #: Steps whose metrics are reduced and written together.
 FLUSH = 10
+#: Seconds between two looks whether a machine is to be taken away, which spot nodes say half a minute before or more.
+LOOK_S = 5.0
 
 
 @dataclass
@@ -60,22 +62,29 @@ def train(
     every: int,
     progress: Callable[..., None],
     track: Callable[[list[dict[str, float]]], None] = lambda lines: None,
+    preempted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Do the steps left. ``at_checkpoint(step)`` is called on all workers after every ``every`` steps but the last,
-    ``track(lines)`` on rank 0 whenever there are new metric lines, with all of them.
+    """Do the steps left. ``at_checkpoint(step)`` is called on all workers after every ``every`` steps but the last, and
+    once when ``preempted``, which all are asked together every few steps; ``track(lines)`` on rank 0 whenever there are new
+    metric lines, with all of them.
 
     Raises PladError when the loss stops being finite.
     """
     waiting: list[_Step] = []
     total = run.plan.steps
+    look, leaving = checkpoint_steps(FLUSH, run.objective), False
     began = time.monotonic() - (run.lines[-1]["seconds"] if run.lines else 0.0)
     for step in range(run.start, total):
         waiting.append(one_step(run, step, began))
         done = step + 1
         checkpoint = done % every == 0 and done < total
+        if not leaving and done % look == 0 and done < total:
+            leaving = preempted()
+            checkpoint = checkpoint or leaving
         if len(waiting) == FLUSH or checkpoint or done == total:
             run.lines.extend(_lines(run, waiting))
             waiting = []
+            look = checkpoint_steps(_steps_in(LOOK_S, run.lines), run.objective)
             if run.rank == 0:
                 track(run.lines)
         if checkpoint:
@@ -83,6 +92,19 @@ def train(
         if run.rank == 0 and run.lines:
             last = run.lines[-1]
             progress(done, total, loss=last["loss"], tokens_per_s=_rate(run.lines))
+
+
+def checkpoint_steps(every: int, objective: Objective) -> int:
+    """``every``, rounded up to where a window of fresh samples ends: samples come from weights that are then gone."""
+    window = objective.rollout.every if objective.rollout is not None else 1
+    return -(-every // window) * window
+
+
+def _steps_in(seconds: float, lines: list[dict[str, float]]) -> int:
+    """How many steps take so long, by the last of ``lines``; the same on all workers, as these are."""
+    first, last = lines[-min(FLUSH + 1, len(lines))], lines[-1]
+    spent = last["seconds"] - first["seconds"]
+    return max(1, int(seconds * (last["step"] - first["step"]) / spent)) if spent > 0 else FLUSH
 
 
 @dataclass
@@ -184,7 +206,9 @@ def dry_step(run: Run) -> None:
 
 def _lines(run: Run, steps: list[_Step]) -> list[dict[str, float]]:
     """Metric lines of ``steps``: one reduction over workers and one transfer for all of them."""
-    sums = torch.stack([step.sums for step in steps])
+    measured = torch.stack([step.sums for step in steps])
+    clocks = torch.tensor([[[step.seconds, 1.0]] for step in steps], device=measured.device)
+    sums = torch.cat([measured, clocks], 1)
     if run.workers > 1:
         dist.all_reduce(sums)
     norms = torch.stack([torch.as_tensor(step.grad_norm, dtype=torch.float32, device=sums.device) for step in steps])
@@ -192,7 +216,8 @@ def _lines(run: Run, steps: list[_Step]) -> list[dict[str, float]]:
     tokens = run.lines[-1]["num_tokens"] if run.lines else 0.0
     for step, pairs, norm in zip(steps, sums.tolist(), norms.tolist(), strict=True):
         values = {
-            name: total / count if count else math.nan for name, (total, count) in zip(step.names, pairs, strict=True)
+            name: total / count if count else math.nan
+            for name, (total, count) in zip([*step.names, "seconds"], pairs, strict=True)
         }
         if not math.isfinite(values["loss"]):
             raise PladError(
@@ -201,7 +226,8 @@ def _lines(run: Run, steps: list[_Step]) -> list[dict[str, float]]:
             )
         tokens += values.pop("num_tokens")
         line = {"step": step.step + 1, "epoch": round(run.plan.epoch(step.step), 6), "loss": values.pop("loss")}
-        line |= {"lr": step.rate, "grad_norm": norm, "num_tokens": tokens, "seconds": round(step.seconds, 3), **values}
+        line |= {"lr": step.rate, "grad_norm": norm, "num_tokens": tokens, "seconds": round(values.pop("seconds"), 3)}
+        line |= values
         lines.append({name: value for name, value in line.items() if not math.isnan(value)})
     return lines
 

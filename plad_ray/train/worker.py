@@ -35,7 +35,7 @@ from plad_ray.train.kernels import fused
 from plad_ray.train.known import with_frozen_logps
 from plad_ray.train.layout import Layout, Row
 from plad_ray.train.logprobs import ResponseValues
-from plad_ray.train.loop import Run, dry_step, train
+from plad_ray.train.loop import Run, checkpoint_steps, dry_step, train
 from plad_ray.train.rollouts import Rollouts
 from plad_ray.train.rows import check_room, first_rows, reference_table, rows_of
 from plad_ray.train.sampler import Plan
@@ -187,7 +187,7 @@ def _steps(job: Job, world: World, run: Run) -> None:
     every = checkpoint_steps(job.runtime.train.checkpoint_every, run.objective)
     subject = Subject(job.out.name, job.out.store.root, job.stage, job.config, run.start)
     with trackers(job.runtime.track if world.rank == 0 else Track.off(), subject, run.lines) as track:
-        train(run, at_checkpoint, every, progress, track)
+        train(run, at_checkpoint, every, progress, track, world.preempted)
 
 
 def _start(job: Job, world: World, model: Model, training: Training, parts: Parts, module: ResponseValues) -> Run:
@@ -237,12 +237,6 @@ def _rollouts(job: Job, world: World, model: Model, parts: Parts, module: Respon
         job.config["seed"],
         in_step=job.runtime.train.zero_stage == 3 and world.workers > 1,
     )
-
-
-def checkpoint_steps(every: int, objective: Objective) -> int:
-    """``every``, rounded up to where a window of fresh samples ends: samples come from weights that are then gone."""
-    window = objective.rollout.every if objective.rollout is not None else 1
-    return -(-every // window) * window
 
 
 def _publish(job: Job, world: World, model: Model, parts: Parts, run: Run) -> None:

@@ -130,6 +130,20 @@ def test_resume_is_exact_with_dropout(store, tiny_llama, tmp_path):
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-7)
 
 
+def test_a_machine_about_to_be_taken_away_has_one_checkpoint_more(store, tiny_llama, tmp_path):
+    """Asked after ten steps, and not again once it is known."""
+    asked = []
+    training = {"epochs": 10, "train": {"checkpoint_every": 1000}}
+    whole = session(distill_job(store, tiny_llama, name="distill-whole", **training))
+    lines = session(
+        distill_job(store, tiny_llama, **training), keep=tmp_path, preempted=lambda: not asked.append("when") or True
+    )
+    assert [p.name for p in tmp_path.iterdir() if p.name.isdigit()] == ["10"] and len(asked) == 1 and len(whole) > 20
+    resumed = session(distill_job(store, tiny_llama, name="distill-1", **training), resume=tmp_path / "10")
+    for again in (lines, resumed):
+        torch.testing.assert_close(column(again), column(whole), rtol=1e-6, atol=1e-6)
+
+
 def test_a_finished_runs_last_checkpoint_gives_the_same_artifact(store, tiny_llama, tmp_path):
     """What a driver killed between the last step and the manifest finds: nothing left to train but the tail."""
     job = distill_job(store, tiny_llama, train={"checkpoint_every": 5})

@@ -17,9 +17,8 @@ from plad_ray.models.sampling import Mixture, sample
 from plad_ray.objectives import Rollout, build
 from plad_ray.train.frozen import FrozenModels, load_frozen
 from plad_ray.train.layout import CONCATENATED
-from plad_ray.train.loop import _asked, batches_of, one_step
+from plad_ray.train.loop import _asked, batches_of, checkpoint_steps, one_step
 from plad_ray.train.rollouts import Rollouts
-from plad_ray.train.worker import checkpoint_steps
 from tests.conftest import save_tiny_model
 
 pytestmark = pytest.mark.usefixtures("gloo")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -103,7 +104,9 @@ def _objective(training: dict) -> dict:
     return {"name": section.pop("name"), "params": section}
 
 
-def session(job: Job, resume: Path | None = None, keep: Path | None = None) -> list[dict[str, float]]:
+def session(
+    job: Job, resume: Path | None = None, keep: Path | None = None, preempted: Callable[[], bool] = lambda: False
+) -> list[dict[str, float]]:
     """Run the worker function here; checkpoints are copied to ``keep``/<step>. Returns the metric lines."""
 
     def report(metrics: dict[str, float], folder: Path | None) -> None:
@@ -111,7 +114,7 @@ def session(job: Job, resume: Path | None = None, keep: Path | None = None) -> l
         if keep is not None:
             shutil.copytree(folder, keep / str(int(metrics["step"])))
 
-    result = work(job, World(0, 1, torch.device("cpu"), resume, report))
+    result = work(job, World(0, 1, torch.device("cpu"), resume, report, preempted))
     assert "error" not in result, result["error"]
     lines = (job.out.local_folder() / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
