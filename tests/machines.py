@@ -112,6 +112,15 @@ class Machines:
         self.workers.remove(machine)
         machine.kill()
 
+    def give_notice(self, machine: Machine, seconds: int) -> None:
+        """That it will be taken away in so many seconds, as clouds tell of spot nodes."""
+        named = [re.search(r"--node_id=(\w+)", title_of(process)) for process in machine.family()]
+        node = next(found[1] for found in named if found)
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.address]
+        command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        command += ["--deadline-remaining-seconds", f"{seconds}"]
+        subprocess.run(command, env=environment(self.head.folder), check=True, stdout=subprocess.DEVNULL)
+
     def _up(self, start: Callable[[str], Machine]) -> Machine:
         for _ in range(STARTS):
             machine = start(f"machine-{len(self.started)}")
