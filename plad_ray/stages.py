@@ -6,11 +6,13 @@ before anything runs, and running it again reuses what is finished and resumes w
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib import metadata
@@ -236,7 +238,7 @@ def run_group(stages: list[Stage], jobs: list[Job], say: Callable[[str], None] =
     """Run one stage, or several in turn, under their leases, and publish the manifests of those that succeed, unless
     somebody finished them meanwhile. Raises the first error after that."""
     outs = sorted((job.out for job in jobs), key=lambda out: out.name)  # so two drivers never wait in a ring
-    with ExitStack() as held:
+    with _told_when_full(stages, outs[0].store), ExitStack() as held:
         leases = {out.name: held.enter_context(Lease(out, say)) for out in outs}
         todo = [(stage, job) for stage, job in zip(stages, jobs, strict=True) if not job.out.finished]
         started = time.time()
@@ -248,6 +250,21 @@ def run_group(stages: list[Stage], jobs: list[Job], say: Callable[[str], None] =
                 _publish(stage, job, outcome, leases[job.out.name], started)
     if errors:
         raise errors[0]
+
+
+@contextmanager
+def _told_when_full(stages: list[Stage], store: Store) -> Iterator[None]:
+    """Whoever found a disk full, here or on a worker: what to do is the same."""
+    try:
+        yield
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise PladError(
+            f"{', '.join(stage.title for stage in stages)}: a disk is full: that of the store ({store.root}) or of a "
+            "machine's temporary files (TMPDIR, PLAD_COPIES). What is finished is kept; make room and give the same command "
+            "again"
+        ) from error
 
 
 def _outcomes(todo: list[tuple[Stage, Job]]) -> list[Outcome] | list[Outcome | PladError]:

@@ -113,7 +113,7 @@ def cluster(tmp_path_factory):
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", "--num-cpus=8", "--object-store-memory=500000000"]
     command.append(f"--dashboard-agent-listen-port={free_port()}")  # by default one port for all clusters of a machine
-    command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", "--ray-client-server-port=0"]  # none
+    command += [f"--temp-dir=/tmp/ray-submit-{os.getpid()}", f"--ray-client-server-port={free_port()}"]
     head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(dashboard)

@@ -134,7 +134,7 @@ class Machines:
         port, dashboard = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
         arguments = ["--head", "--num-cpus=0", f"--temp-dir={self._scratch(name)}/ray", f"--port={port}"]
-        return self._start(name, *arguments, f"--dashboard-port={dashboard}", "--ray-client-server-port=0")  # 0: none
+        return self._start(name, *arguments, f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}")
 
     def _start_worker(self, name: str) -> Machine:
         place = f"--node-ip-address=127.0.1.{len(self.started)}"
