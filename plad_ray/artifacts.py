@@ -80,11 +80,14 @@ class Store:
         if self.local:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=Path(target).parent, prefix=".writing-")
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).replace(target)
+            try:
+                with os.fdopen(descriptor, "wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                Path(temporary).replace(target)
+            finally:  # on a full disk half a file takes what room there is
+                Path(temporary).unlink(missing_ok=True)
         else:  # object stores publish an object when its upload completes
             with self.fs.open_output_stream(target) as stream:
                 stream.write(content)

@@ -96,7 +96,7 @@ def test_write_bytes_leaves_no_half_file_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("plad_ray.artifacts.os.fsync", fails)
     with pytest.raises(OSError, match="disk full"):
         store.write_bytes("f", b"new")
-    assert store.read_bytes("f") == b"old"
+    assert store.read_bytes("f") == b"old" and store.files("") == {"f": 3}
 
 
 def test_artifacts_travel_by_name(store):
