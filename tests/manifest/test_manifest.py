@@ -179,6 +179,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda d: pod(d, "head").update(tolerations=[{"key": "cloud.google.com/gke-spot", "operator": "Exists"}]),
         "head: tolerates spot",
     ),
+    "spot taint": (
+        lambda d: pod(d, "cpu")["tolerations"].pop(0),
+        "cpu: does not tolerate cloud.google.com/gke-spot",
+    ),
+    "GPU taint": (lambda d: pod(d, "train")["tolerations"].pop(0), "train: does not tolerate nvidia.com/gpu"),
     "no network policy": (lambda d: d.remove(next(x for x in d if x["kind"] == "NetworkPolicy")), "no NetworkPolicy"),
     "policy of another": (
         lambda d: policy(d)["podSelector"]["matchLabels"].update({"app.kubernetes.io/instance": "x"}),
@@ -201,6 +206,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "GPUs in all": (lambda d: group(d, "student").update(maxReplicas=3), "1 of 4 × (1 L4 GPUs, 4 CPUs)"),
     "accelerator": (lambda d: group(d, "train").pop("resources"), "8 of 8 × (1 A100 GPUs, 4 CPUs)"),
+    "GPUs of any kind": (
+        lambda d: pod(d, "teacher").pop("nodeSelector"),
+        "teacher: nothing puts its pods on nodes with H100 GPUs",
+    ),
     "CPUs": (
         lambda d: container(d, "train")["resources"]["limits"].update(cpu="16"),
         "4 of 8 × (1 A100 GPUs, 4 CPUs) of runtime.train",
@@ -217,7 +226,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 @pytest.fixture(scope="module")
 def good() -> list[dict[str, Any]]:
     found = documents()
-    assert problems(found, experiment()) == []
+    assert problems(found, experiment(), values.load(VALUES)) == []
     return found
 
 
@@ -226,7 +235,7 @@ def test_one_field_changed_is_found(change: str, good: list[dict[str, Any]]):
     changed = copy.deepcopy(good)
     mutate, message = CHANGES[change]
     mutate(changed)
-    found = problems(changed, experiment())
+    found = problems(changed, experiment(), values.load(VALUES))
     assert any(message in line for line in found), found
 
 
