@@ -12,24 +12,27 @@ from plad_ray.config import Experiment, parse
 from plad_ray.env import PLAIN, SECRET
 from plad_ray.errors import PladError
 from plad_ray.manifest.quantity import in_bytes
+from plad_ray.manifest.values import Values
 from plad_ray.placement import Node, asked, fits
 
 EXPERIMENT = "/etc/plad/experiment.yaml"
 #: what keys of known services look like
 KEY = re.compile(r"\b(sk-[\w-]{8,}|hf_\w{8,}|AKIA[0-9A-Z]{12,}|gh[pousr]_\w{16,}|AIza[\w-]{20,}|eyJ[\w-]{20,}\.)")
+GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 Document = dict[str, Any]
 
 
-def problems(documents: list[Document], exp: Experiment) -> list[str]:
+def problems(documents: list[Document], exp: Experiment, values: Values) -> list[str]:
     """Everything that is wrong, one line each; empty when the manifest will do."""
     ray = [d for d in documents if d.get("kind") in ("RayJob", "RayCluster")]
     if len(ray) != 1:
         return [f"{len(ray)} documents of kind RayJob or RayCluster, where one is right"]
     found: list[str] = []
-    for check in (versions, privileges, files, requests, secrets, shape, spot, network, replicas):
+    for check in (versions, privileges, files, requests, secrets, shape, network, replicas):
         found += check(documents)
+    found += taints(documents, values)
     return [*found, *job(documents, exp), *accelerators(documents, exp), *keys(documents, exp)]
 
 
@@ -126,11 +129,19 @@ def shape(documents: list[Document]) -> Iterator[str]:
         yield "autoscalerOptions.version is not v2"
 
 
-def spot(documents: list[Document]) -> Iterator[str]:
-    """The head and the submitter are on nodes that stay."""
+def taints(documents: list[Document], values: Values) -> Iterator[str]:
+    """The head and the submitter are on nodes that stay; workers may be on nodes with GPUs and spot nodes as they ask."""
     for where, pod in _pods(documents):
-        if where in ("head", "submitter") and any("spot" in t.get("key", "") for t in pod.get("tolerations", [])):
-            yield f"{where}: tolerates spot nodes, and losing it loses the run"
+        tolerated = {toleration.get("key") for toleration in pod.get("tolerations", [])}
+        if where in ("head", "submitter"):
+            if tolerated.intersection(values.spot_taints):
+                yield f"{where}: tolerates spot nodes, and losing it loses the run"
+            continue
+        needed = set(values.spot_taints) if values.groups[where].spot else set()
+        if GPU in pod["containers"][0]["resources"]["limits"]:
+            needed.add(GPU)
+        for taint in sorted(needed - tolerated):
+            yield f"{where}: does not tolerate {taint}, which keeps it off the nodes it is for"
 
 
 def network(documents: list[Document]) -> Iterator[str]:
@@ -186,14 +197,16 @@ def job(documents: list[Document], exp: Experiment) -> Iterator[str]:
 
 
 def accelerators(documents: list[Document], exp: Experiment) -> Iterator[str]:
-    """Every stage fits on the pods of all groups at their largest."""
+    """Every stage fits on the pods of all groups at their largest, and a kind of GPU that a group claims is selected."""
     pods: list[Node] = []
     for group in _cluster(documents)["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         kind = next(
             (k.partition(":")[2] for k in group.get("resources", {}) if k.startswith("accelerator_type:")), None
         )
-        pod = Node(group["groupName"], float(limits["cpu"]), float(limits.get("nvidia.com/gpu", 0)), kind)
+        if kind and not group["template"]["spec"].get("nodeSelector"):
+            yield f"{group['groupName']}: nothing puts its pods on nodes with {kind} GPUs; set node_selector"
+        pod = Node(group["groupName"], float(limits["cpu"]), float(limits.get(GPU, 0)), kind)
         pods += [pod] * group["maxReplicas"]
     yield from unplaced(pods, exp)
 

@@ -27,7 +27,7 @@ def manifest(file: Path, overrides: tuple[str, ...] = ()) -> str:
     values = load(file, overrides)
     raw, experiment = _experiment(file, values)
     text = render(values, raw)
-    found = checks.problems([d for d in yaml.safe_load_all(text) if d], experiment)
+    found = checks.problems([d for d in yaml.safe_load_all(text) if d], experiment, values)
     if found:
         raise PladError(f"{file}: the manifest would not do:\n" + "\n".join(f"  {problem}" for problem in found))
     return text

@@ -54,7 +54,7 @@ class Node(Section):
     cpus: Count
     memory: Quantity
     disk: Quantity = Field("50Gi", description="ephemeral storage: model cache, spilled objects, logs")
-    node_selector: dict[str, str] = Field({})
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes; a must with accelerator")
     tolerations: tuple[dict[str, str], ...] = ()
 
 

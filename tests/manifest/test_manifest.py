@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib.util
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,24 @@ from tests.conftest import SHARED
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster/kuberay"
 VALUES = FOLDER / "values.yaml"
-STORES = ["store={uri: 's3://bucket/plad'}", "store={claim: plad, size: 500Gi}", "store={claim: there-already}"]
+OPTIONS = (
+    "monitoring_namespace=monitoring",
+    "image.pull_secrets=[one, two]",
+    f"image.digest=sha256:{'0' * 64}",
+    "head.node_selector={pool: stays}",
+    "head.tolerations=[{key: stays, operator: Exists}]",
+)
+STORES = [
+    ("store={uri: 's3://bucket/plad'}",),
+    ("store={claim: plad, size: 500Gi}",),
+    ("store={claim: there-already}",),
+    ("store={uri: 'gs://bucket/plad'}", *OPTIONS),
+    ("store={claim: plad, size: 1Ti, storage_class: nfs}", *OPTIONS),
+]
+#: of the environment that the tests run in
+SECRETS = ("PLAD_TEST_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN")
 VARIANTS = [
-    (file.name, (f"kind={kind}", f"queue={queue}", store))
+    (file.name, (f"kind={kind}", f"queue={queue}", *store))
     for file, kind, queue, store in itertools.product(
         sorted(FOLDER.glob("*.yaml")), ("RayJob", "RayCluster"), ("null", "gpu-queue"), STORES
     )
@@ -46,11 +62,28 @@ def experiment(*overrides: str, file: str = "jobs/tldr_llama2.yaml") -> config.E
 
 @pytest.mark.parametrize("name, overrides", VARIANTS, ids=str)
 def test_every_variant_fits_the_schemas_of_kuberay(name: str, overrides: tuple[str, ...], validate):
-    kinds = [d["kind"] for d in documents(name, overrides)]
-    ray = next(d for d in documents(name, overrides) if d["apiVersion"] == "ray.io/v1")
+    found = documents(name, overrides)
+    kinds = [d["kind"] for d in found]
+    ray = next(d for d in found if d["apiVersion"] == "ray.io/v1")
     assert [e.message for e in validate(ray)] == []
     assert ("ConfigMap" in kinds) == (ray["kind"] == "RayJob")
     assert ("PersistentVolumeClaim" in kinds) == ("size" in overrides[2])
+
+
+@pytest.mark.parametrize("name, overrides", VARIANTS, ids=str)
+def test_no_variant_holds_the_value_of_a_secret(name: str, overrides: tuple[str, ...], monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "canary-hub-5d03")
+    refer = ", ".join(f"{variable}: {{name: plad-keys, key: {variable}}}" for variable in SECRETS)
+    text = manifest(FOLDER / name, (*overrides, f"secrets={{{refer}}}"))
+    assert [v for v in SECRETS if v not in text or os.environ[v] in text] == []
+
+
+def test_pull_secrets_are_those_of_every_pod_and_prometheus_is_let_in():
+    found = documents(overrides=OPTIONS)
+    pods = [ray(found)["submitterPodTemplate"]["spec"], pod(found, "head"), pod(found, "train")]
+    assert all(p["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}] for p in pods)
+    scraper = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert {"from": [scraper], "ports": [{"protocol": "TCP", "port": 8080}]} in policy(found)["ingress"]
 
 
 def test_the_schemas_see_a_misspelt_field(validate):
@@ -179,6 +212,11 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda d: pod(d, "head").update(tolerations=[{"key": "cloud.google.com/gke-spot", "operator": "Exists"}]),
         "head: tolerates spot",
     ),
+    "spot taint": (
+        lambda d: pod(d, "cpu")["tolerations"].pop(0),
+        "cpu: does not tolerate cloud.google.com/gke-spot",
+    ),
+    "GPU taint": (lambda d: pod(d, "train")["tolerations"].pop(0), "train: does not tolerate nvidia.com/gpu"),
     "no network policy": (lambda d: d.remove(next(x for x in d if x["kind"] == "NetworkPolicy")), "no NetworkPolicy"),
     "policy of another": (
         lambda d: policy(d)["podSelector"]["matchLabels"].update({"app.kubernetes.io/instance": "x"}),
@@ -201,6 +239,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "GPUs in all": (lambda d: group(d, "student").update(maxReplicas=3), "1 of 4 × (1 L4 GPUs, 4 CPUs)"),
     "accelerator": (lambda d: group(d, "train").pop("resources"), "8 of 8 × (1 A100 GPUs, 4 CPUs)"),
+    "GPUs of any kind": (
+        lambda d: pod(d, "teacher").pop("nodeSelector"),
+        "teacher: nothing puts its pods on nodes with H100 GPUs",
+    ),
     "CPUs": (
         lambda d: container(d, "train")["resources"]["limits"].update(cpu="16"),
         "4 of 8 × (1 A100 GPUs, 4 CPUs) of runtime.train",
@@ -217,7 +259,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 @pytest.fixture(scope="module")
 def good() -> list[dict[str, Any]]:
     found = documents()
-    assert problems(found, experiment()) == []
+    assert problems(found, experiment(), values.load(VALUES)) == []
     return found
 
 
@@ -226,7 +268,7 @@ def test_one_field_changed_is_found(change: str, good: list[dict[str, Any]]):
     changed = copy.deepcopy(good)
     mutate, message = CHANGES[change]
     mutate(changed)
-    found = problems(changed, experiment())
+    found = problems(changed, experiment(), values.load(VALUES))
     assert any(message in line for line in found), found
 
 
