@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+import psutil
 import pytest
 
 from plad_ray.artifacts import Store
+from plad_ray.generate import parts, vllm_engine
 from plad_ray.generate import run as generate_run
 from plad_ray.generate.pools import build_pools
 from plad_ray.models.load import load_model
@@ -128,3 +133,38 @@ def test_seeded_rows_do_not_depend_on_their_batch(real):
     again = {row["rid"]: row for row in few.out.rows()}
     assert len(again) == 6
     assert {rid: row["token_ids"] for rid, row in again.items()} == {rid: rows[rid]["token_ids"] for rid in again}
+
+
+def cores() -> list[psutil.Process]:
+    """vLLM's core processes that this one is an ancestor of."""
+    family = psutil.Process().children(recursive=True)
+    return [process for process in family if "EngineCore" in " ".join(process.cmdline())]
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_core_that_dies_without_its_actor_costs_no_row(store, tiny_llama, ray_session, monkeypatch):
+    """On GPUs the core is a process of its own, which its actor outlives."""
+    environment = vllm_engine.environment
+    apart = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    monkeypatch.setattr(vllm_engine, "environment", lambda pool: environment(pool) | apart)
+    inputs = {"prompts": prompts_artifact(store, prompt_rows(400))}
+    pool = {"batch_size": 8, "engine_kwargs": {"max_num_seqs": 2}}
+    job = make_job(store, {"teacher": policy(tiny_llama, "teacher", "vllm")}, inputs, {"teacher": pool}, max_tokens=24)
+    killed = []
+
+    def kill_once_it_answers() -> None:
+        while not job.out.store.files(job.out.file(parts.FOLDER)):
+            time.sleep(0.05)
+        for core in cores():
+            core.kill()
+            killed.append(len(job.out.store.files(job.out.file(parts.FOLDER))))
+
+    killer = threading.Thread(target=kill_once_it_answers)
+    killer.start()
+    outcome = generate_run.run(job)
+    killer.join()
+    assert killed and killed[0] < 50, "killed in the middle"
+    rids = [row["rid"] for row in job.out.rows(["rid"])]
+    assert outcome.rows_out == len(rids) == len(set(rids)) == 400 and outcome.dropped == {}
+    assert psutil.wait_procs(cores(), timeout=20)[1] == []
