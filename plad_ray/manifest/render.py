@@ -17,6 +17,8 @@ from plad_ray.manifest import checks
 from plad_ray.manifest.values import Claim, Group, Node, Values, load
 
 ENTRYPOINT = f"plad run {checks.EXPERIMENT}"
+#: what a spot node has left when its pods are told: clouds give half a minute or more
+NOTICE_SECONDS = 25
 
 
 def manifest(file: Path, overrides: tuple[str, ...] = ()) -> str:
@@ -48,6 +50,7 @@ def render(values: Values, experiment: dict[str, Any]) -> str:
             entrypoint=ENTRYPOINT,
             experiment=yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True, width=120).strip(),
             tolerated=lambda node: tolerations(node, values.spot_taints),
+            notice_seconds=NOTICE_SECONDS,
         )
         + "\n"
     )

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,26 @@ def test_the_key_of_an_api_teacher_must_be_among_the_secrets():
 def test_wrong_values_are_refused_by_name(override: str, message: str):
     with pytest.raises(PladError, match=message):
         manifest(VALUES, (override,))
+
+
+def test_a_pod_on_a_spot_node_says_that_it_has_to_go_as_rays_command_takes_it():
+    from ray.scripts.scripts import cli as ray
+
+    job = next(d for d in documents() if d["kind"] == "RayJob")
+    groups = {g["groupName"]: g["template"]["spec"] for g in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+    v = values.load(VALUES)
+    for name, pod in groups.items():
+        hook = pod["containers"][0].get("lifecycle")
+        assert (hook is not None) == v.groups[name].spot
+        if hook is not None:
+            shell, flag, script = hook["preStop"]["exec"]["command"]
+            command, slept = script.split(" && ")
+            program, name, *options = shlex.split(command)
+            parsed = ray.commands[name].make_context(name, options)
+            assert (shell, flag, program) == ("sh", "-c", "ray")
+            assert parsed.params["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+            seconds = parsed.params["deadline_remaining_seconds"]
+            assert slept == f"sleep {seconds}" and seconds < pod["terminationGracePeriodSeconds"]
 
 
 def test_fractions_of_a_gpu_share_one_and_roles_of_other_stages_do_not_add_up():
