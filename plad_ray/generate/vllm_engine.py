@@ -69,15 +69,22 @@ def check(pool: EnginePool) -> None:
 
 
 def check_engine_kwargs(pool: EnginePool) -> None:
-    """PladError for an argument that changes the result, names the wrong number of GPUs, or crashes a CPU engine."""
-    given, where = pool.runtime.engine_kwargs, f"runtime.{pool.role}.engine_kwargs"
+    """PladError for an argument that changes the result, does not go with the GPUs, or crashes a CPU engine."""
+    given, where, gpus = pool.runtime.engine_kwargs, f"runtime.{pool.role}.engine_kwargs", pool.runtime.gpus
     for key in given:
         if key in REFUSED:
             raise PladError(f"{where}.{key}: runtime must not change the result; the place for it is {REFUSED[key]}")
     ways = given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1)
-    if pool.runtime.gpus > 0 and ways > 1 and pool.runtime.gpus != ways:
-        raise PladError(f"runtime.{pool.role}.gpus is {pool.runtime.gpus:g}, but {where} spreads the model over {ways}")
-    if pool.runtime.gpus == 0 and given.get("enable_chunked_prefill"):
+    if gpus > 0 and ways > 1 and gpus != ways:
+        raise PladError(f"runtime.{pool.role}.gpus is {gpus:g}, but {where} spreads the model over {ways}")
+    if gpus > 1 and gpus != int(gpus):
+        raise PladError(f"runtime.{pool.role}.gpus is {gpus:g}: an engine has whole GPUs, or a share of one")
+    if 0 < gpus < 1 and given.get("gpu_memory_utilization", 1) > gpus:
+        raise PladError(
+            f"runtime.{pool.role}.gpus is {gpus:g}, and an engine takes nearly all memory of its GPU: set {where}."
+            f"gpu_memory_utilization to what each that shares it may take, {gpus:g} at most ({0.9 * gpus:g} leaves some room)"
+        )
+    if gpus == 0 and given.get("enable_chunked_prefill"):
         raise PladError(f"{where}.enable_chunked_prefill: a seeded request crashes vLLM's CPU engine with it")
 
 

@@ -12,7 +12,7 @@ from plad_ray.planning.memory import CUDA_CONTEXT, PROCESS
 from plad_ray.planning.shapes import Shape
 
 #: share of a GPU's memory that vLLM takes by default
-UTILIZATION = 0.9
+UTILIZATION = 0.92
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def engine(shape: Shape, pool: Pool, device: Device, tokens: int) -> EngineMemor
     else:
         process = CUDA_CONTEXT * max(1.0, pool.gpus)
         share = float(given.get("gpu_memory_utilization", UTILIZATION))
-        cache = share * device.memory * pool.gpus - shape.weights - workspace - process
+        cache = share * device.memory * max(1.0, pool.gpus) - shape.weights - workspace - process
     sequences = min(most, int(cache // (tokens * shape.kv_token)))
     return EngineMemory(shape.weights, workspace, cache, process, sequences, sequences >= 1)
 

@@ -69,6 +69,15 @@ def test_chunked_prefill_is_refused_on_cpu_and_left_alone_on_gpu(store, tiny_lla
         vllm_engine.check(pool_of(store, tiny_llama, {"gpus": 2, "engine_kwargs": {"tensor_parallel_size": 4}}))
 
 
+def test_engines_that_share_a_gpu_share_its_memory(store, tiny_llama):
+    for kwargs in ({}, {"gpu_memory_utilization": 0.9}):
+        with pytest.raises(PladError, match=r"runtime.teacher.gpus is 0.5.*gpu_memory_utilization.*0.45 leaves"):
+            vllm_engine.check(pool_of(store, tiny_llama, {"gpus": 0.5, "engine_kwargs": kwargs}))
+    vllm_engine.check(pool_of(store, tiny_llama, {"gpus": 0.5, "engine_kwargs": {"gpu_memory_utilization": 0.5}}))
+    with pytest.raises(PladError, match="gpus is 1.5: an engine has whole GPUs"):
+        vllm_engine.check(pool_of(store, tiny_llama, {"gpus": 1.5}))
+
+
 def test_adapters_get_rank_and_a_spare_slot(store, tiny_llama):
     adapter = adapter_artifact(store, tiny_llama, "sft-0", rank=12)
     kwargs = vllm_engine.engine_kwargs(pool_of(store, tiny_llama, inputs={"teacher/0": adapter}))

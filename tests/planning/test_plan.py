@@ -138,6 +138,8 @@ def test_cache_is_what_weights_leave_of_a_gpu(seven) -> None:
     assert held.cache == pytest.approx(0.5 * 80e9 - held.weights - held.workspace - held.process)
     assert held.sequences == int(held.cache // (1000 * 524_288)) and held.fits
     assert not engines.engine(seven, pool, hardware.device("l4"), 1000).fits, "13.5 GB of weights in half of 24 GB"
+    half = pool.model_copy(update={"gpus": 0.5})
+    assert engines.engine(seven, half, hardware.device("h100"), 1000) == held, "a share of the whole GPU's memory"
 
 
 def test_decoding_alone_reads_all_weights_for_every_token(seven) -> None:
