@@ -82,7 +82,7 @@ def check_engine_kwargs(pool: EnginePool) -> None:
     if 0 < gpus < 1 and given.get("gpu_memory_utilization", 1) > gpus:
         raise PladError(
             f"runtime.{pool.role}.gpus is {gpus:g}, and an engine takes nearly all memory of its GPU: set {where}."
-            f"gpu_memory_utilization to what each that shares it may take, {gpus:g} at most ({0.9 * gpus:g} leaves some room)"
+            f"gpu_memory_utilization to its share, {gpus:g} at most ({0.9 * gpus:g} leaves some room)"
         )
     if gpus == 0 and given.get("enable_chunked_prefill"):
         raise PladError(f"{where}.enable_chunked_prefill: a seeded request crashes vLLM's CPU engine with it")

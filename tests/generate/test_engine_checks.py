@@ -74,7 +74,7 @@ def test_engines_that_share_a_gpu_share_its_memory(store, tiny_llama):
         with pytest.raises(PladError, match=r"runtime.teacher.gpus is 0.5.*gpu_memory_utilization.*0.45 leaves"):
             vllm_engine.check(pool_of(store, tiny_llama, {"gpus": 0.5, "engine_kwargs": kwargs}))
     vllm_engine.check(pool_of(store, tiny_llama, {"gpus": 0.5, "engine_kwargs": {"gpu_memory_utilization": 0.5}}))
-    with pytest.raises(PladError, match="gpus is 1.5: an engine has whole GPUs"):
+    with pytest.raises(PladError, match=r"gpus is 1\.5: an engine has whole GPUs"):
         vllm_engine.check(pool_of(store, tiny_llama, {"gpus": 1.5}))
 
 
