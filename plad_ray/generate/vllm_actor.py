@@ -4,8 +4,11 @@ requests and never waits for a block to be complete: calls run in threads, and o
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import queue
+import sys
 import threading
 import traceback
 from concurrent.futures import Future
@@ -64,6 +67,7 @@ class VllmEngine:
         self.arrived: queue.SimpleQueue[Block] = queue.SimpleQueue()
         self.open: dict[str, tuple[Row, Block]] = {}
         threading.Thread(target=self._serve, daemon=True, name="vllm").start()
+        threading.Thread(target=_end_with_a_child, daemon=True, name="vllm-children").start()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         block = Block(rows.to_pylist())
@@ -120,3 +124,12 @@ class VllmEngine:
         if row["verify"]:
             logprobs = [step[token].logprob for step, token in zip(made.logprobs, ids, strict=True)]
         block.answer({**row, "ids": ids, "logprobs": logprobs})
+
+
+def _end_with_a_child() -> None:
+    """On GPUs vLLM's core is a process of its own. Nobody tells the thread that waits for its output when it has died
+    (vLLM 0.32, ``SyncMPClient.get_output``), so this process ends as well, and Ray starts another one."""
+    if children := multiprocessing.active_children():
+        multiprocessing.connection.wait([child.sentinel for child in children])
+        print("a process of vLLM's has died", file=sys.stderr, flush=True)
+        os._exit(1)

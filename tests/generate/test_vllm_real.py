@@ -17,6 +17,7 @@ from plad_ray.models.sampling import sample
 from plad_ray.models.tokens import decode, encode_prompt
 from tests.conftest import save_tiny_model
 from tests.generate.generate_jobs import adapter_artifact, draw, make_job, policy, prompt_rows, prompts_artifact
+from tests.machines import title_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -138,7 +139,7 @@ def test_seeded_rows_do_not_depend_on_their_batch(real):
 def cores() -> list[psutil.Process]:
     """vLLM's core processes that this one is an ancestor of."""
     family = psutil.Process().children(recursive=True)
-    return [process for process in family if "EngineCore" in " ".join(process.cmdline())]
+    return [process for process in family if "EngineCore" in title_of(process)]
 
 
 @pytest.mark.slow
