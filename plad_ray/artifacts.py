@@ -6,16 +6,18 @@ written last, as one PUT; a folder without one is unfinished. Nothing here relie
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
@@ -24,6 +26,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from plad_ray.errors import PladError
+
+if TYPE_CHECKING:
+    from plad_ray.remote import RemoteFile
 
 MANIFEST = "manifest.json"
 #: rows that streaming reads hold at a time
@@ -63,9 +68,13 @@ class Store:
 
     def files(self, name: str) -> dict[str, int]:
         """Sizes in bytes of all files under ``name``, by path relative to it; empty when there is none."""
+        return {path: info.size for path, info in self.infos(name).items()}
+
+    def infos(self, name: str) -> dict[str, pafs.FileInfo]:
+        """As ``files``, with all that a listing says."""
         selector = pafs.FileSelector(self.path(name), recursive=True, allow_not_found=True)
         prefix = len(self.path(name)) + 1
-        return {i.path[prefix:]: i.size for i in self.fs.get_file_info(selector) if i.is_file}
+        return {i.path[prefix:]: i for i in self.fs.get_file_info(selector) if i.is_file}
 
     def read_bytes(self, name: str) -> bytes:
         """Of a file that nobody overwrites: pyarrow asks an object store for its size first, then for that many bytes
@@ -202,18 +211,8 @@ class Artifact:
         return self.copy_to(Path(COPIES) / f"{self.name}-{content}" / folder)
 
     def copy_to(self, target: Path) -> Path:
-        """Copy the folder that ``target`` is called after, unless it is there; whole or not at all, whoever else does."""
-        if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".copying-"))
-            self.store.download(self.file(target.name), temporary)
-            try:
-                temporary.rename(target)
-            except OSError:  # another process was first
-                shutil.rmtree(temporary)
-                if not target.is_dir():
-                    raise
-        return target
+        """Copy the folder that ``target`` is called after, unless it is there."""
+        return copy_once(target, partial(self.store.download, self.file(target.name)))
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Publish: record every file's size and hash, then write the manifest as the last act."""
@@ -245,22 +244,44 @@ def open_artifact(root: str, name: str) -> Artifact:
     return Artifact(Store(root), name)
 
 
+def copy_once(target: Path, write: Callable[[Path], object]) -> Path:
+    """The folder ``target``, which ``write`` makes unless it is there: once a machine, whole or not at all."""
+    if not target.is_dir():
+        with locked(target.parent.with_name(f"{target.parent.name}.lock")):
+            if not target.is_dir():
+                temporary = target.with_name(f".copying-{target.name}")
+                shutil.rmtree(temporary, ignore_errors=True)  # what a killed process has left
+                write(temporary)
+                temporary.rename(target)
+    return target
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """One at a time, of processes and threads of this machine; the kernel releases it when the process dies."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 def _is_transient(name: str) -> bool:
     """Lease, work-in-progress and checkpoint files are no part of the published content."""
     return name in ("lease.json", MANIFEST) or name.startswith(("work/", ".")) or "/.writing-" in name
 
 
-def hash_path(path: Path) -> str:
-    """Content hash of a local file, or of a folder's files with their names in it (hidden ones left out).
+def hash_path(path: Path | RemoteFile) -> str:
+    """Content hash of a file, or of a local folder's files with their names in it (hidden ones left out).
 
     Where the path lies and what it is called make no difference.
     """
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    files: dict[str, Path | RemoteFile] = {".": path}
+    if isinstance(path, Path) and path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = {p.relative_to(path).as_posix(): p for p in found}
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode())
+    for name, file in files.items():
+        digest.update(name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -52,6 +52,7 @@ def check(exp: Experiment, todo: list[Stage]) -> None:
 def check_role(exp: Experiment, name: str, role: Role) -> None:
     """Model files, tokenizer, lengths, and what the engine of ``role`` can serve."""
     from plad_ray.models.load import config_of, is_seq2seq
+    from plad_ray.models.policy import check_model_files
 
     model = role.model
     if model.api is not None:
@@ -61,7 +62,7 @@ def check_role(exp: Experiment, name: str, role: Role) -> None:
         return
     check_four_bit(exp, name, model)
     if model.path is not None and (folder := Path(model.path).expanduser()).is_dir():
-        check_folder(folder)
+        check_model_files(f"model.path {folder}", [p.name for p in folder.iterdir()])
     config = config_of(model)
     if exp.runtime.train.fused_kernels and (name == "student" or role.sft is not None):
         from plad_ray.train import kernels
@@ -108,24 +109,6 @@ def check_four_bit(exp: Experiment, name: str, model: Model) -> None:
         raise PladError(
             f"model.load_in_4bit needs GPUs: set runtime.{name}.gpus and runtime.train.gpus_per_worker, or use bfloat16"
         )
-
-
-def check_folder(folder: Path) -> None:
-    """A model folder as transformers and vLLM read it: config, tokenizer, safetensors."""
-    for what, patterns in (
-        ("config.json", ["config.json"]),
-        ("a tokenizer (tokenizer.json, tokenizer.model or vocab.*)", ["tokenizer.json", "tokenizer.model", "vocab.*"]),
-    ):
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            raise PladError(f"model.path {folder}: no model folder, {what} is not there")
-    if not any(folder.glob("*.safetensors")):
-        pickled = [p.name for kind in ("*.bin", "*.pt", "*.pth") for p in folder.glob(kind)]
-        if pickled:
-            raise PladError(
-                f"model.path {folder}: weights are pickled ({pickled[0]}), which can run code when loaded; convert "
-                "them with save_pretrained (safetensors)"
-            )
-        raise PladError(f"model.path {folder}: no weights (*.safetensors) are there")
 
 
 def check_tokenizer(exp: Experiment, model: Model) -> None:
@@ -220,6 +203,7 @@ def _used(role: str, todo: list[Stage]) -> bool:
 def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     from plad_ray.generate import vllm_engine
     from plad_ray.generate.pools import check_context
+    from plad_ray.models.policy import adapter_folder
 
     check_context(config, role.model)
     if role.engine != "vllm":
@@ -232,7 +216,7 @@ def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     if name == "student" or role.model.adapter is not None or (role.sft is not None and role.sft.method == "lora"):
         vllm_engine.check_takes_lora(config)
     if role.model.adapter is not None:
-        vllm_engine.check_adapter(role.model.adapter)
+        vllm_engine.check_adapter(str(adapter_folder(role.model.adapter)))
     if role.sft is not None and role.sft.method == "lora":
         vllm_engine.check_lora_rank(role.sft.lora.r)
     if name == "student":

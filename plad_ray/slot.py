@@ -5,16 +5,13 @@ A local store has the kernel's lock for that, an object store conditional PUTs (
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
-from plad_ray.artifacts import Store
+from plad_ray.artifacts import Store, locked
 from plad_ray.errors import PladError
 
 #: obstore asks again when a request fails, and not when its answer breaks off in the middle
@@ -48,20 +45,12 @@ class LocalSlot:
         return content, content
 
     def swap(self, content: dict[str, Any], before: Any) -> bool:
-        with self._exclusive():
+        with locked(self.lock):  # check-then-write as one step
             now = self.read()
             if (now and now[1]) != before:
                 return False
             self.store.write_json(self.name, content)
             return True
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Makes check-then-write one step between processes; the kernel releases it when the process dies."""
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
 
 
 class ObjectSlot:

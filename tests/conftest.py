@@ -52,6 +52,15 @@ def s3_root(s3_server, tmp_path):
     faults.share, faults.always = 0.0, None
 
 
+@pytest.fixture
+def copies(tmp_path, monkeypatch) -> Path:
+    """This machine's copies, here."""
+    from plad_ray import artifacts
+
+    monkeypatch.setattr(artifacts, "COPIES", str(tmp_path / "copies"))
+    return tmp_path / "copies"
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """One local Ray for the whole session."""

@@ -21,7 +21,9 @@ class Columns(Section):
 
 class Data(Section):
     source: Literal["demo", "files", "tldr", "hh"]
-    path: str | list[str] | None = Field(None, description="file, glob, folder or list of them (jsonl, parquet)")
+    path: str | list[str] | None = Field(
+        None, description="file, glob, folder or list of them, local or s3://… or gs://… (jsonl, parquet)"
+    )
     splits_paths: dict[SplitName, str] = Field({}, description="files: one path a split, instead of splitting `path`")
     hub: str | None = Field(None, description="name of a dataset on the Hub")
     hub_config: str | None = None
@@ -43,8 +45,10 @@ class Data(Section):
         exclude_if=lambda value: value is None,  # prompts that were made before keep their name
         description="demo: numbers of facts in a post, drawn evenly; null: 2, 2 and 3, as the demo has them",
     )
-    responses: str | None = Field(None, description="existing teacher responses to import instead of generating")
-    pairs: str | None = Field(None, description="finished preference pairs to import instead of making them")
+    responses: str | None = Field(
+        None, description="existing teacher responses (file or URI) instead of generating any"
+    )
+    pairs: str | None = Field(None, description="finished preference pairs (file or URI) instead of making them")
 
     @model_validator(mode="after")
     def _source(self) -> Data:

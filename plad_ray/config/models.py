@@ -67,9 +67,11 @@ class Api(Section):
 
 
 class Model(Section):
-    path: str | None = Field(None, description="hub id or local folder of the base model")
+    path: str | None = Field(None, description="hub id, local folder or s3://… or gs://… folder of the base model")
     revision: str | None = None
-    adapter: str | None = Field(None, description="local folder of an existing PEFT adapter on `path`")
+    adapter: str | None = Field(
+        None, description="folder (local, s3://… or gs://…) of an existing PEFT adapter on `path`"
+    )
     scratch: Scratch | None = None
     api: Api | None = Field(None, description="a model behind an OpenAI-compatible endpoint, in place of `path`")
     template: Literal["plain", "chat"] = "plain"

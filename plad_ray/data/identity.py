@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from plad_ray.config import Data
 from plad_ray.data import hub, pools
+from plad_ray.data.reading import File
 
 
 def identity(data: Data) -> dict[str, Any]:
     """JSON identity of ``data``'s source; called when the graph is built, so that what is missing fails there.
 
-    Local files: SHA-256 of each in reading order, by split. Hub: name and commit (offline: the cached one).
+    Files: SHA-256 of each in reading order, by split. Hub: name and commit (offline: the cached one).
     Demo: nothing, its generator is code.
     """
     pools.check(data)
@@ -21,7 +24,7 @@ def identity(data: Data) -> dict[str, Any]:
         return {}
     where = pools.location(data)
     if where != "hub":
-        return {where: {split: _hashes(files) for split, files in pools.local_files(data).items()}}
+        return {where: {split: _hashes(files) for split, files in pools.given_files(data).items()}}
     name = pools.hub_name(data)
     folder = Path(name).expanduser()
     if folder.is_dir():  # names count here: `datasets` tells splits apart by them
@@ -30,9 +33,13 @@ def identity(data: Data) -> dict[str, Any]:
     return {"hub": name, "commit": hub.resolve(name, data.revision)}
 
 
-def _hashes(files: list[Path]) -> list[str]:
-    hashes = []
-    for file in files:
-        with file.open("rb") as stream:
-            hashes.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return hashes
+def _hashes(files: Sequence[File]) -> list[str]:
+    return [_sha256(file) if isinstance(file, Path) else _remote_sha256(file) for file in files]
+
+
+def _sha256(file: File) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_remote_sha256 = lru_cache(maxsize=1024)(_sha256)  # every plan of a study asks, and each time it would be downloaded

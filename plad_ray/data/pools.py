@@ -49,7 +49,7 @@ def hub_name(data: Data) -> str:
     return data.hub or CONVERTERS[data.source].HUB
 
 
-def local_files(data: Data) -> dict[SplitName, list[Path]]:
+def given_files(data: Data) -> dict[SplitName, list[reading.File]]:
     """Files of each given split (``path`` alone is a ``train`` of which everything is cut). Missing -> PladError."""
     if location(data) == "path":
         assert data.path is not None
@@ -59,10 +59,10 @@ def local_files(data: Data) -> dict[SplitName, list[Path]]:
     }
     if "train" not in found and "distill" not in found:
         raise PladError("data.splits_paths needs train or distill; the splits that are missing are cut from it")
-    owner: dict[Path, str] = {}
+    owner: dict[reading.File, str] = {}
     for split, paths in found.items():
         for path in paths:
-            if (other := owner.setdefault(path.resolve(), split)) != split:
+            if (other := owner.setdefault(path.resolve() if isinstance(path, Path) else path, split)) != split:
                 raise PladError(
                     f"data.splits_paths: {path} is both {other} and {split}; leave one out and it is cut from train"
                 )
@@ -79,7 +79,7 @@ def pools(data: Data, seed: int, source: dict[str, Any]) -> dict[SplitName, Rows
     if location(data) == "hub":
         records = hub.splits(hub_name(data), data, source.get("commit"))
     else:
-        records = {split: reading.records(paths) for split, paths in local_files(data).items()}
+        records = {split: reading.records(paths) for split, paths in given_files(data).items()}
     return {split: _convert(found, data) for split, found in records.items()}
 
 

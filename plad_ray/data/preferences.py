@@ -42,15 +42,16 @@ class Preference(NamedTuple):
 
 
 def run(job: Job) -> Outcome:
-    """Config ``path`` (files; null: the demo's), ``limit`` (pairs), ``seed`` -> ``ROW`` rows, pairs in the order of their
-    ids, which are hashes. Rows are counted in texts. Dropped by reason: ``duplicate``, ``identical``, ``over_limit``,
+    """Config ``path`` (files or a URI; null: the demo's), ``limit`` (pairs), ``seed`` -> ``ROW`` rows, pairs in the order of
+    their ids, which are hashes. Rows are counted in texts. Dropped by reason: ``duplicate``, ``identical``, ``over_limit``,
     ``no_shared_prompt``, ``empty_response``, ``no_post``. Raises PladError naming file, line and column for bad input."""
     limit, files = job.config["limit"], job.config["path"]
     if files is None:
         made = demo.preferences(limit, job.config["seed"])
         found: Iterator[Preference | str] = (Preference(prompt, None, *texts) for prompt, *texts in made)
     else:
-        found = (preference(record) for record in reading.records([Path(file) for file in files]))
+        uri = isinstance(files, str)
+        found = map(preference, reading.records(reading.expand(files, "study.pairs") if uri else [*map(Path, files)]))
     kept: dict[str, Preference] = {}
     dropped: Counter[str] = Counter()
     for pair in found:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Experiment, Model
 from plad_ray.pairs.stats import render as render_pairs
+from plad_ray.remote import is_uri
 from plad_ray.report.collect import describe
 from plad_ray.report.markdown import escape, fenced
 from plad_ray.report.sentences import how, interval, number, percent
@@ -85,9 +86,9 @@ def settings(exp: Experiment) -> str:
 
 
 def base_is_local(exp: Experiment) -> bool:
-    """Whether the weights under the adapter are on this machine only."""
+    """Whether the weights under the adapter are on no Hub."""
     model, sft = exp.student.model, exp.student.sft
-    return model.path is None or (sft is not None and sft.method == "full") or Path(model.path).expanduser().exists()
+    return model.path is None or (sft is not None and sft.method == "full") or not _on_hub(model.path)
 
 
 def named(model: Model) -> str:
@@ -101,8 +102,12 @@ def named(model: Model) -> str:
 
 
 def _place(path: str) -> str:
-    """An id on the Hub as it is; of a folder of this machine its name alone."""
-    return Path(path).name if Path(path).expanduser().exists() else path
+    """An id on the Hub as it is; of a folder, here or at a URI, its name alone."""
+    return path if _on_hub(path) else Path(path.partition("?")[0]).name
+
+
+def _on_hub(path: str) -> bool:
+    return not is_uri(path) and not Path(path).expanduser().exists()
 
 
 def _results(evaluation: Artifact, arm: str) -> list[str]:

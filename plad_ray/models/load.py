@@ -21,7 +21,7 @@ from transformers import (
 
 from plad_ray.config import Model
 from plad_ray.errors import PladError
-from plad_ray.models.policy import Policy
+from plad_ray.models.policy import Policy, base_place
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -67,7 +67,7 @@ def config_of(model: Model, path: str | None = None, download: bool = True) -> P
     assert model.path is not None
     try:
         return AutoConfig.from_pretrained(
-            path or model.path,
+            path or base_place(model.path),
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             local_files_only=not download,

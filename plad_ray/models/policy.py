@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from plad_ray import remote
 from plad_ray.artifacts import Artifact, fingerprint, hash_path
 from plad_ray.config import Model
 from plad_ray.errors import PladError
@@ -28,12 +30,12 @@ class Policy:
     revision: str | None
     trust_remote_code: bool
     base_hash: str
-    copies: tuple[tuple[Artifact, str], ...] = ()
+    copies: tuple[tuple[Artifact | remote.RemoteFolder, str], ...] = ()
 
     def fetch(self) -> None:
         """Make ``base`` and ``adapter`` be there on this machine too, when they are copies out of an object store."""
-        for artifact, folder in self.copies:
-            artifact.copy_to(Path(folder))
+        for source, folder in self.copies:
+            source.copy_to(Path(folder))
 
 
 def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
@@ -63,7 +65,8 @@ def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
 
 
 def identity(model: Model) -> dict[str, Any]:
-    """What the model is, as JSON: its scratch config, its endpoint, a hub id with the resolved commit, or a content hash.
+    """What the model is, as JSON: its scratch config, its endpoint, a hub id with the resolved commit, or a content hash
+    (for a URI of this machine's copy, so the same model has one identity wherever it lies).
 
     Raises PladError when the folder or the hub model is not there.
     """
@@ -74,7 +77,7 @@ def identity(model: Model) -> dict[str, Any]:
     assert model.path is not None
     known: dict[str, Any] = {"base": _base_hash(model.path, model.revision)}
     if model.adapter is not None:
-        known["adapter"] = hash_path(_adapter_folder(model.adapter))
+        known["adapter"] = hash_path(adapter_folder(model.adapter))
     return known
 
 
@@ -86,18 +89,61 @@ def model_hash(folder: Path) -> str:
 
 
 def commit(model: Model) -> str | None:
-    """The hub commit that ``model.path`` stands for; None for a local folder. Raises PladError when it is not there."""
+    """The hub commit that ``model.path`` stands for; None for a folder. Raises PladError when it is not there."""
     assert model.path is not None
-    return None if Path(model.path).expanduser().is_dir() else _hub_commit(model.path, model.revision)
+    return None if Path(base_place(model.path)).is_dir() else _hub_commit(model.path, model.revision)
+
+
+def base_place(path: str) -> str:
+    """What libraries load for ``model.path``: the local folder, of a URI this machine's copy, else the hub id.
+
+    Raises PladError, before anything is copied, when a URI holds no model.
+    """
+    if remote.is_uri(path):
+        return str(remote.folder("model.path", path, check_model_files).local_folder())
+    folder = Path(path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else path
+
+
+def check_model_files(where: str, names: list[str]) -> None:
+    """PladError unless files of these names are a model as transformers and vLLM read it: config, tokenizer, safetensors."""
+    for what, patterns in (
+        ("config.json", ["config.json"]),
+        ("a tokenizer (tokenizer.json, tokenizer.model or vocab.*)", ["tokenizer.json", "tokenizer.model", "vocab.*"]),
+    ):
+        if not _matching(names, *patterns):
+            raise PladError(f"{where}: no model folder, {what} is not there")
+    if not _matching(names, "*.safetensors"):
+        if pickled := _matching(names, "*.bin", "*.pt", "*.pth"):
+            raise PladError(
+                f"{where}: weights are pickled ({pickled[0]}), which can run code when loaded; convert them with "
+                "save_pretrained (safetensors)"
+            )
+        raise PladError(f"{where}: no weights (*.safetensors) are there")
+
+
+def _matching(names: list[str], *patterns: str) -> list[str]:
+    return [name for pattern in patterns for name in names if "/" not in name and fnmatch(name, pattern)]
 
 
 def _configured(model: Model) -> Policy:
     assert model.path is not None
-    folder = Path(model.path).expanduser()
-    base = str(folder.resolve()) if folder.is_dir() else model.path
     revision = commit(model)
-    policy = Policy(base, None, revision, model.trust_remote_code, _base_hash(model.path, revision))
-    return policy if model.adapter is None else _with_adapter(policy, _adapter_folder(model.adapter))
+    policy = Policy(
+        base_place(model.path),
+        None,
+        revision,
+        model.trust_remote_code,
+        _base_hash(model.path, revision),
+        _copies(model),
+    )
+    return policy if model.adapter is None else _with_adapter(policy, adapter_folder(model.adapter))
+
+
+def _copies(model: Model) -> tuple[tuple[remote.RemoteFolder, str], ...]:
+    checks = (("model.path", model.path, check_model_files), ("model.adapter", model.adapter, _check_adapter_files))
+    found = [remote.folder(*each) for each in checks if each[1] is not None and remote.is_uri(each[1])]
+    return tuple((folder, str(folder.local_folder())) for folder in found)
 
 
 def _with_adapter(policy: Policy | None, folder: Path) -> Policy:
@@ -126,20 +172,28 @@ def _same_base(config: dict[str, Any], policy: Policy) -> bool:
     return Path(recorded).name.lower() == Path(policy.base).name.lower()
 
 
-def _adapter_folder(adapter: str) -> Path:
+def adapter_folder(adapter: str) -> Path:
+    """The local folder of ``model.adapter``, of a URI this machine's copy. Raises PladError, before anything is copied, when
+    it is no PEFT adapter in safetensors."""
+    if remote.is_uri(adapter):
+        return remote.folder("model.adapter", adapter, _check_adapter_files).local_folder()
     folder = Path(adapter).expanduser().resolve()
-    if not (folder / "adapter_config.json").is_file():
-        raise PladError(f"model.adapter {adapter}: no PEFT adapter folder (adapter_config.json is not there)")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise PladError(
-            f"model.adapter {adapter}: adapter_model.safetensors is not there; a pickled adapter_model.bin can run code "
-            "when loaded: load it where you trust it and save it again with save_pretrained"
-        )
+    _check_adapter_files(f"model.adapter {adapter}", [p.name for p in folder.glob("*")])
     return folder
 
 
+def _check_adapter_files(where: str, names: list[str]) -> None:
+    if "adapter_config.json" not in names:
+        raise PladError(f"{where}: no PEFT adapter folder (adapter_config.json is not there)")
+    if "adapter_model.safetensors" not in names:
+        raise PladError(
+            f"{where}: adapter_model.safetensors is not there; a pickled adapter_model.bin can run code when loaded: load "
+            "it where you trust it and save it again with save_pretrained"
+        )
+
+
 def _base_hash(path: str, revision: str | None) -> str:
-    folder = Path(path).expanduser()
+    folder = Path(base_place(path))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise PladError(f"model.path {path}: no model folder (config.json is not there)")

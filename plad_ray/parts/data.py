@@ -11,6 +11,7 @@ from plad_ray.data import reading
 from plad_ray.data.identity import identity
 from plad_ray.errors import PladError
 from plad_ray.parts.common import lazy
+from plad_ray.remote import is_uri
 from plad_ray.stages import Stage
 
 #: keys of the section that say where something lies on this machine; its content is hashed instead.
@@ -45,7 +46,8 @@ def preferences(exp: Experiment, path: str | None, limit: int | None) -> Stage:
         config["limit"] = limit or exp.data.sizes["test"]
         return Stage("preferences", lazy("plad_ray.data.preferences"), config, ray=False)
     files = reading.expand(path, "study.pairs")
-    config |= {"path": [str(file.resolve()) for file in files], "source": [hash_path(file) for file in files]}
+    places = path if is_uri(path) else [str(Path(str(file)).resolve()) for file in files]
+    config |= {"path": places, "source": [hash_path(file) for file in files]}
     identity = {"source": config["source"], "limit": limit}
     return Stage("preferences", lazy("plad_ray.data.preferences"), config, {}, identity, ray=False)
 
@@ -61,8 +63,12 @@ def preference_prompts(preferences: Stage) -> Stage:
 
 
 def _import(function: str, name: str, key: str, path: str, prompts: Stage) -> Stage:
-    if not Path(path).exists():
+    if is_uri(path):
+        hashes = [hash_path(file) for file in reading.expand(path, key)]
+        config = {"path": path, "source": hashes[0] if len(hashes) == 1 else hashes}
+    elif not Path(path).exists():
         raise PladError(f"{key}: {path} does not exist")
-    config = {"path": str(Path(path).resolve()), "source": hash_path(Path(path))}
+    else:
+        config = {"path": str(Path(path).resolve()), "source": hash_path(Path(path))}
     identity = {"source": config["source"]}
     return Stage(name, lazy("plad_ray.data.imports", function), config, {"prompts": prompts}, identity)

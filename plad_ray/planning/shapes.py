@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from plad_ray.config import Lora, Model
 from plad_ray.errors import PladError
 from plad_ray.models.load import DTYPES, auto_class, config_of, is_seq2seq
+from plad_ray.remote import is_uri
 
 #: bytes of a weight in 4 bits: NF4 with a 32-bit scale for every 64 of them (bitsandbytes' default)
 FOUR_BIT = 0.5 + 4 / 64
@@ -139,9 +140,10 @@ def shape_of(role: str, model: Model, given: Mapping[str, Path]) -> Shape | None
     except PladError:
         if model.scratch is not None:
             raise
+        where = "from there" if is_uri(str(model.path)) else f"with `hf download {model.path} config.json`"
         raise PladError(
-            f"{role}: the config.json of {path} is not on this machine, and plad plan downloads nothing; get it with "
-            f"`hf download {model.path} config.json`, or name a copy: --config {role}=config.json"
+            f"{role}: the config.json of {path} is not on this machine, and plad plan downloads nothing; get it "
+            f"{where}, or name a copy: --config {role}=config.json"
         ) from None
     if model.scratch is not None:
         config.decoder_start_token_id = 0  # some token; the tokenizer will say which

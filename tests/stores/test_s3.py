@@ -27,13 +27,6 @@ from tests.generate.generate_jobs import draw, make_job, prompt_rows, prompts_ar
 from tests.test_families import check_run, experiment_of
 
 
-@pytest.fixture
-def copies(tmp_path, monkeypatch) -> Path:
-    """This machine's copies, here."""
-    monkeypatch.setattr(artifacts, "COPIES", str(tmp_path / "copies"))
-    return tmp_path / "copies"
-
-
 def table(rows: int) -> pa.Table:
     return pa.table({"x": list(range(rows)), "s": [f"row {i}" for i in range(rows)]})
 
