@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,11 @@ class EnginePool:
 
     def eos(self, policy: str) -> tuple[int, ...]:
         """Ids that end a response of ``policy``."""
-        return eos_ids(self.tokenizer(policy), self.model)
+        return self._eos[policy]
+
+    @cached_property  # asked for every response, and a token's name is looked up in the whole vocabulary
+    def _eos(self) -> dict[str, tuple[int, ...]]:
+        return {name: eos_ids(self.tokenizer(name), self.model) for name in self.policies}
 
     @property
     def api(self) -> ApiRuntime:
@@ -72,7 +76,7 @@ class EnginePool:
         """The base model's transformers config."""
         return load_config(self.base)
 
-    @property
+    @cached_property
     def seq2seq(self) -> bool:
         """Whether the base is an encoder-decoder."""
         return is_seq2seq(self.config())

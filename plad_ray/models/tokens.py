@@ -11,6 +11,7 @@ end, which a causal model's prompt never has), the response as the labels that i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -126,11 +127,10 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], seq2seq: bool = F
     """Text of generated ids, special tokens left out; a leading space is kept where the tokenizer can tell."""
     if seq2seq or not _dummy_prefix(tokenizer):
         return _decode(tokenizer, ids)
-    for anchor in reversed(_ANCHORS):  # a full stop is a whole token more often than a line break is
-        anchor_ids = _encode(tokenizer, anchor)
-        if tokenizer.unk_token_id in anchor_ids:
-            continue
-        before, whole = _decode(tokenizer, anchor_ids), _decode(tokenizer, anchor_ids + list(ids))
+    for _, anchor_ids, before in reversed(
+        _anchors(tokenizer)
+    ):  # a full stop is a whole token more often than a line break
+        whole = _decode(tokenizer, [*anchor_ids, *ids])
         if whole.startswith(before):
             return whole[len(before) :]
     return _decode(tokenizer, ids)
@@ -146,8 +146,7 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, seq2seq: bool) -
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:  # the text spells BOS out and the tokenizer adds another
         ids = ids[1:]
-    bare = _encode(tokenizer, prompt)
-    if not seq2seq and eos is not None and ids[-1:] == [eos] and bare[-1:] != [eos] and len(ids) > 1:
+    if not seq2seq and eos is not None and len(ids) > 1 and ids[-1] == eos and _encode(tokenizer, prompt)[-1:] != [eos]:
         ids = ids[:-1]  # tokenizers that end every text with EOS: a prompt has not ended
     if not ids:
         raise PladError(f"prompt {prompt[:40]!r} has no tokens with the tokenizer of {_name(tokenizer)}")
@@ -165,16 +164,21 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> lis
 
 def _following(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if _dummy_prefix(tokenizer):
-        for anchor in _ANCHORS:
-            anchor_ids = _encode(tokenizer, anchor)
-            if tokenizer.unk_token_id in anchor_ids:
-                continue
+        for anchor, anchor_ids, _ in _anchors(tokenizer):
             ids = _encode(tokenizer, anchor + text)
             if ids[: len(anchor_ids)] == anchor_ids:
                 return ids[len(anchor_ids) :]
     return _encode(tokenizer, text)
 
 
+@lru_cache(maxsize=16)  # asked for every response
+def _anchors(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int], str]]:
+    """Of the anchors that the tokenizer knows: the text, its ids, and what these are read as."""
+    encoded = [(anchor, _encode(tokenizer, anchor)) for anchor in _ANCHORS]
+    return [(text, ids, _decode(tokenizer, ids)) for text, ids in encoded if tokenizer.unk_token_id not in ids]
+
+
+@lru_cache(maxsize=16)
 def _dummy_prefix(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts a space before a text's first word that the text does not have (LLaMA-2 does)."""
     first = _encode(tokenizer, "a")[:1]
