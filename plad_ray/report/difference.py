@@ -128,7 +128,8 @@ def _rows(first: Run, second: Run, frames: list[Frame], prompts: list[str], scor
         for policy in labels
         if all((policy, temperature) in frame.cells for frame in frames)
     ]
-    places = [[{i: n for n, i in enumerate(frame.prompt_ids)}[p] for p in prompts] for frame in frames]
+    rows_of = [{i: n for n, i in enumerate(frame.prompt_ids)} for frame in frames]
+    places = [[rows[p] for p in prompts] for rows in rows_of]
     cells = {
         key: [{m: v[place] for m, v in f.cells[key].items()} for f, place in zip(frames, places, strict=True)]
         for key in keys
