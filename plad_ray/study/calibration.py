@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
@@ -81,6 +82,7 @@ class Texts:
 
     scores: list[np.ndarray]
     logps: list[np.ndarray]
+    ids: pa.StringArray
 
     def each(self, measure: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
         """``measure(scores, logps)`` of each prompt, [N]."""
@@ -171,8 +173,9 @@ def texts_of(scores: list[dict[str, Any]], logps: dict[str, float], split: str) 
     for row in scores:
         if row["split"] == split and row["rid"] in logps:
             by_prompt.setdefault(row["prompt_id"], []).append((row["score"], logps[row["rid"]]))
-    several = [np.array(found) for found in by_prompt.values() if len(found) > 1]
-    return Texts([found[:, 0] for found in several], [found[:, 1] for found in several])
+    several = {prompt: np.array(found) for prompt, found in by_prompt.items() if len(found) > 1}
+    scored, read = ([found[:, i] for found in several.values()] for i in (0, 1))
+    return Texts(scored, read, pa.array(several, pa.string()))
 
 
 @dataclass(frozen=True)
@@ -199,11 +202,12 @@ class Reading:
         for ours, first in zip(test, initial, strict=True):
             rows = [ours.each(tau), ours.each(auroc)]
             strata.append(np.stack([*rows, rows[0] - first.each(tau), rows[1] - first.each(auroc)]))
-        values = intervals(strata, evaluate)
+        ids = [t.ids for t in test]
+        values = intervals(strata, evaluate, ids=ids)
         changes = values[2:] if reader != INITIAL else [None, None]
         binned_test = [binned(t.pairs(), temperature) for t in test]
         sums = np.sum([b.sum(0) for b in binned_test], axis=0)
-        means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0)
+        means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0, ids)
         low, high = ends(ece(means.reshape(3, BINS, -1)), evaluate.confidence)
         raw = float(ece(np.sum([binned(t.pairs(), 1.0).sum(0) for t in test], axis=0)))
         error = Interval(mean=float(ece(sums)), low=float(low), high=float(high))
@@ -231,7 +235,7 @@ def table(readings: list[Reading], confidence: float) -> Table:
         title="Likelihood against quality, within a prompt",
         note="AUROC and τ-b of log P/|y| against the score, mean over prompts; changes are against the initial student on "
         f"the same texts. ECE: {BINS} bins of confidence over pairs of texts with different scores. Intervals: "
-        f"{confidence:.0%}, paired bootstrap over prompts within each run.",
+        f"{confidence:.0%}, paired bootstrap over the prompts of each run, common ones drawn together.",
         columns=(
             Column(key="reader", label="likelihood of", unit="text"),
             Column(key="auroc", label="AUROC", unit="percent"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from plad_ray.artifacts import Artifact, Store
@@ -100,8 +101,9 @@ def ask(job: Job) -> Outcome:
 @dataclass(frozen=True)
 class Pair:
     """One policy against another on N prompts of a seed: ``preferred`` (mean of both orders; 1: ours), ``longer`` (words)
-    and ``scored`` (who wins by the scorer, NaN without one), all [N]."""
+    and ``scored`` (who wins by the scorer, NaN without one), all [N]; ``ids`` are the prompts."""
 
+    ids: pa.StringArray
     preferred: np.ndarray
     longer: np.ndarray
     scored: np.ndarray
@@ -119,6 +121,7 @@ def pairs_of(judgements: Artifact, evaluation: Artifact, temperature: float) -> 
     found, nan = {}, float("nan")
     for (ours, theirs), both in asked.items():
         found[ours, theirs] = Pair(
+            pa.array(ids, pa.string()),
             np.array([np.mean([preference(row) for row in both[i]]) if i in both else nan for i in ids]),
             np.array([both[i][0]["longer"] if i in both else nan for i in ids]),
             wins(*(np.array([scores.get((who, i), nan) for i in ids], np.float64) for who in (ours, theirs))),
@@ -144,7 +147,8 @@ def result(job: Job) -> Findings:
     rows = [row for s in seeds for row in job.inputs[f"judgements/{s}"].rows(["verdict"])]
     names = list(found[0])
     strata = [np.stack([pairs[name].preferred for name in names]) for pairs in found]
-    estimates = dict(zip(names, intervals(strata, evaluate, 0.5), strict=True))
+    ids = [pairs[names[0]].ids for pairs in found]
+    estimates = dict(zip(names, intervals(strata, evaluate, 0.5, ids), strict=True))
     even = {name: length_controlled([pairs[name] for pairs in found], evaluate) for name in names}
     agreement = {name: agrees([pairs[name] for pairs in found]) for name in names}
     verdicts = Counter(row["verdict"] for row in rows)
@@ -156,7 +160,8 @@ def result(job: Job) -> Findings:
         title="Win rates by the judge",
         note="Both orders of each pair; ties, and answers without a readable choice, count half. Length-controlled: what a "
         "logistic regression on the difference in words expects at equal length. Agreement with the scorer: where both "
-        f"prefer one text. Intervals: {evaluate.confidence:.0%}, paired bootstrap over prompts within each run.",
+        f"prefer one text. Intervals: {evaluate.confidence:.0%}, paired bootstrap over the prompts of each run, common ones "
+        "drawn together.",
         columns=(
             ARM,
             Column(key="against", label="against", unit="text"),

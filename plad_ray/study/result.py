@@ -19,7 +19,7 @@ Kind = Literal["points", "line", "line+points", "bars", "band"]
 
 class Interval(Section):
     """An estimate with its interval at ``StudyResult.confidence``; ``p`` is two-sided and, where ``adjusted``, corrected
-    for the family of comparisons that the table's note names. ``n``: prompts behind it."""
+    for the family of comparisons that the table's note names. ``n``: values behind it, one a prompt and run."""
 
     mean: float
     low: float

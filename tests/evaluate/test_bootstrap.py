@@ -1,6 +1,7 @@
 """Intervals: known values, pairing, and coverage by simulation."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from plad_ray.evaluate.bootstrap import estimate, resampled_means, two_sided_p
@@ -53,6 +54,35 @@ def test_missing_values_are_left_out_of_mean_and_resamples() -> None:
 def test_strata_are_resampled_within_themselves() -> None:
     means = resampled_means([np.zeros((1, 30)), np.ones((1, 10))], 200, seed=0)
     np.testing.assert_allclose(means, 0.25)  # between-run differences never enter
+
+
+def test_a_prompt_of_several_runs_is_drawn_for_all_of_them() -> None:
+    values, ids = np.random.default_rng(2).normal(size=(1, 40)), pa.array([f"p{i}" for i in range(40)])
+    once = resampled_means([values], 300, seed=0)
+    twice = [values, values[:, ::-1]], 300, 0, [ids, ids[::-1]]
+    np.testing.assert_allclose(resampled_means(*twice), once)  # in any order; the second run adds nothing
+    others = pa.array([f"q{i}" for i in range(40)])
+    np.testing.assert_array_equal(  # and without a common prompt they are independent
+        resampled_means([values, values], 300, 0, [ids, others]), resampled_means([values, values], 300, 0)
+    )
+
+
+def test_runs_that_share_a_part_of_their_prompts_keep_their_sizes() -> None:
+    strata, ids = [np.zeros((1, 3)), np.ones((1, 3))], [pa.array(list("abc")), pa.array(list("cde"))]
+    np.testing.assert_allclose(resampled_means(strata, 50, 0, ids), 0.5)
+
+
+def test_intervals_of_seeds_on_the_same_prompts_cover_the_truth() -> None:
+    """The mean over five seeds whose prompts, and so what is hard in them, are the same."""
+    rng, covered = np.random.default_rng(7), []
+    ids = pa.array([f"p{i}" for i in range(100)])
+    for simulation in range(300):
+        ease = rng.normal(size=100)
+        strata = [(ease + rng.normal(size=100))[None] for _ in range(5)]
+        found = [estimate(strata, 300, simulation, 0.95, ids=shared)[0] for shared in ([ids] * 5, None)]
+        covered.append([e.low <= 0 <= e.high for e in found])
+    together, apart = np.mean(covered, axis=0)
+    assert together == pytest.approx(0.95, abs=0.03) and apart < 0.8
 
 
 def test_p_values() -> None:

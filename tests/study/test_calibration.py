@@ -7,6 +7,7 @@ from itertools import combinations
 from statistics import fmean
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -69,7 +70,8 @@ def simulated(temperature: float, prompts: int = 3000) -> calibration.Texts:
     logps = rng.normal(size=(prompts, 2))
     gaps = logps[:, 0] - logps[:, 1]
     first = rng.random(prompts) < 1 / (1 + np.exp(-gaps / temperature))
-    return calibration.Texts([np.array([1.0, 0.0]) if f else np.array([0.0, 1.0]) for f in first], list(logps))
+    scores = [np.array([1.0, 0.0]) if f else np.array([0.0, 1.0]) for f in first]
+    return calibration.Texts(scores, list(logps), pa.array(map(str, range(prompts))))
 
 
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
