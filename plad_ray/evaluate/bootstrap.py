@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 CHUNK_BYTES = 1 << 24
+#: of the resampled means that an estimate holds at once
+MEANS_BYTES = 1 << 27
 
 Ids = Sequence[pa.StringArray]  # [N_s] a run, each prompt once
 
@@ -83,13 +85,16 @@ def estimate(
     ids: Ids | None = None,
 ) -> list[Estimate | None]:
     """An estimate for each of the M statistics; None for one without any value. Arguments as of ``resampled_means``."""
-    means_MR = resampled_means(strata, resamples, seed, ids)
-    nulls = np.broadcast_to(np.asarray(null, dtype=np.float64), (len(means_MR),))
-    values_MN = np.concatenate(strata, axis=1)
-    return [
-        _estimate(values[~np.isnan(values)], means[~np.isnan(means)], confidence, float(zero))
-        for values, means, zero in zip(values_MN, means_MR, nulls, strict=True)
-    ]
+    nulls = np.broadcast_to(np.asarray(null, dtype=np.float64), (len(strata[0]),))
+    found: list[Estimate | None] = []
+    step = max(1, MEANS_BYTES // (8 * resamples))
+    for start in range(0, len(nulls), step):
+        some = [values[start : start + step] for values in strata]
+        means_MR = resampled_means(some, resamples, seed, ids)
+        for values, means in zip(np.concatenate(some, axis=1), means_MR, strict=True):
+            null_of = float(nulls[len(found)])
+            found.append(_estimate(values[~np.isnan(values)], means[~np.isnan(means)], confidence, null_of))
+    return found
 
 
 def _estimate(values: np.ndarray, means: np.ndarray, confidence: float, null: float) -> Estimate | None:

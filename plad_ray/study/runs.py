@@ -8,7 +8,7 @@ would give is not in it.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
 from plad_ray.evaluate.bootstrap import Ids, estimate, resampled_means
 from plad_ray.evaluate.frame import Frame
-from plad_ray.evaluate.holm import holm
+from plad_ray.evaluate.holm import enough, holm
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.evaluate.winrate import wins
 from plad_ray.stages import Job
@@ -47,6 +47,10 @@ class Runs:
         evaluate = evaluate_of(job)
         scored = any(not np.isnan(cell["reference_score"]).all() for f in frames for cell in f.cells.values())
         return cls(tuple(found), frames, evaluate, "reference" if scored else "initial student")
+
+    def for_tests(self, tests: int) -> Runs:
+        """The same with as many resamples as it takes to correct the p-values of so many comparisons."""
+        return replace(self, evaluate=for_tests(self.evaluate, tests))
 
     @property
     def how(self) -> str:
@@ -119,6 +123,10 @@ class Runs:
 def evaluate_of(job: Job) -> Evaluate:
     """How the study's experiment is evaluated."""
     return Evaluate.model_validate(job.config["experiment"].get("evaluate", {}))
+
+
+def for_tests(evaluate: Evaluate, tests: int) -> Evaluate:
+    return evaluate.model_copy(update={"bootstrap": enough(evaluate.bootstrap, tests, evaluate.confidence)})
 
 
 def intervals(
