@@ -138,8 +138,10 @@ def binned(pairs: list[tuple[np.ndarray, np.ndarray]], temperature: float) -> np
 
 
 def ece(sums: np.ndarray) -> np.ndarray:
-    """Expected calibration error from sums [3, BINS, …] over all pairs: Σ_b |confidence − share right| · share of pairs."""
-    return np.asarray(np.abs(sums[0] - sums[1]).sum(0) / sums[2].sum(0))
+    """Expected calibration error from sums [3, BINS, …] over all pairs: Σ_b |confidence − share right| · share of pairs;
+    NaN without pairs."""
+    off, pairs = np.abs(sums[0] - sums[1]).sum(0), np.asarray(sums[2].sum(0))
+    return np.divide(off, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
 
 
 def result(job: Job) -> Findings:
@@ -187,8 +189,8 @@ class Reading:
     auroc: Interval | None
     tau_change: Interval | None
     auroc_change: Interval | None
-    ece: Interval
-    raw_ece: float
+    ece: Interval | None
+    raw_ece: float | None
     temperature: float
     bins: np.ndarray  # [3, BINS] sums over all pairs of test, at ``temperature``
 
@@ -207,19 +209,22 @@ class Reading:
         changes = values[2:] if reader != INITIAL else [None, None]
         binned_test = [binned(t.pairs(), temperature) for t in test]
         sums = np.sum([b.sum(0) for b in binned_test], axis=0)
-        means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0, ids)
-        low, high = ends(ece(means.reshape(3, BINS, -1)), evaluate.confidence)
-        raw = float(ece(np.sum([binned(t.pairs(), 1.0).sum(0) for t in test], axis=0)))
-        error = Interval(mean=float(ece(sums)), low=float(low), high=float(high))
+        error = raw = None
+        if sums[2].any():
+            means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0, ids)
+            low, high = ends(ece(means.reshape(3, BINS, -1)), evaluate.confidence)
+            raw = float(ece(np.sum([binned(t.pairs(), 1.0).sum(0) for t in test], axis=0)))
+            error = Interval(mean=float(ece(sums)), low=float(low), high=float(high))
         return cls(reader, values[0], values[1], changes[0], changes[1], error, raw, temperature, sums)
 
     def sentence(self) -> str:
-        if self.auroc is None or self.tau is None:
+        if self.auroc is None or self.ece is None or self.raw_ece is None:
             return f"{LABELS.get(self.reader, self.reader)}: no prompt has texts of different scores."
+        order = "" if self.tau is None else f" τ {self.tau.mean:+.3f};"
         ends = f"[{100 * self.auroc.low:.1f}, {100 * self.auroc.high:.1f}]"
         return (
             f"{LABELS.get(self.reader, self.reader)}: the better of two texts of a prompt is the likelier one in "
-            f"{100 * self.auroc.mean:.1f} % {ends} (a coin: 50 %); τ {self.tau.mean:+.3f}; σ(Δ/T) is off by "
+            f"{100 * self.auroc.mean:.1f} % {ends} (a coin: 50 %);{order} σ(Δ/T) is off by "
             f"{100 * self.ece.mean:.1f} points with T {self.temperature:.3g} fitted on dev, by {100 * self.raw_ece:.1f} "
             "with T 1."
         )

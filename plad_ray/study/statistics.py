@@ -10,9 +10,10 @@ from scipy.special import expit
 
 
 def ends(values: np.ndarray, confidence: float, **how: Any) -> tuple[Any, Any]:
-    """Both ends of the percentile interval of resampled ``values``; ``how``: numpy's ``axis`` and ``method``."""
+    """Both ends of the percentile interval of resampled ``values``, of which NaN (a resample that has none) are left out;
+    ``how``: numpy's ``axis`` and ``method``."""
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(values, [tail, 100 - tail], **how)
+    low, high = np.nanpercentile(values, [tail, 100 - tail], **how)
     return low, high
 
 

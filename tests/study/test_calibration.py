@@ -12,8 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
 from plad_ray.study import calibration
+from plad_ray.study.result import Table
 from tests.study.here import named, rows
 
 
@@ -81,6 +83,22 @@ def test_a_known_temperature_is_found_and_then_nothing_is_off(temperature):
     assert calibration.fit_temperature(gaps, right) == pytest.approx(temperature, rel=0.15)
     assert calibration.ece(calibration.binned(texts.pairs(), temperature).sum(0)) < 0.03
     assert calibration.ece(calibration.binned(texts.pairs(), temperature / 10).sum(0)) > 0.1
+
+
+@pytest.mark.parametrize("decided", [1, 0])
+def test_few_prompts_that_decide_give_numbers_or_none_but_never_nan(decided):
+    """Of eight prompts one has two different scores, so a third of the resamples have no pair; or none has."""
+    scores = [np.array([1.0, 0.0])] * decided + [np.ones(2)] * (8 - decided)
+    few = calibration.Texts(scores, [np.array([-1.0, -2.0])] * 8, pa.array(map(str, range(8))))
+    read = calibration.Reading.of("student", [simulated(1.0, 50)], [few], [few], Evaluate())
+    table = calibration.table([read], 0.95)
+    assert Table.model_validate_json(table.model_dump_json()) == table
+    assert (
+        (read.ece is not None and 0 <= read.ece.low <= read.ece.mean)
+        if decided
+        else (read.ece, read.auroc) == (None,) * 2
+    )
+    assert ("no prompt has texts of different scores" in read.sentence()) == (not decided)
 
 
 def test_known_orders():
