@@ -144,6 +144,23 @@ def ece(sums: np.ndarray) -> np.ndarray:
     return np.divide(off, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
 
 
+def ece_ends(sums: np.ndarray, sums_R: np.ndarray, confidence: float) -> tuple[float, float]:
+    """An interval of the ECE of ``sums`` [3, BINS] from those of R resamples [3, BINS, R].
+
+    Noise makes a sum of absolute values larger, and resampling adds as much again, so percentiles lie too high. The upper
+    end is that of the basic bootstrap, 2·ECE less a low percentile (Davison & Hinkley 1997, §5.2). The lower end, which
+    reaches 0 where nothing is off, takes off the noise itself, a high percentile of Σ_b |resampled gap − gap|.
+    """
+    with np.errstate(invalid="ignore"):
+        noise = np.abs((sums_R[0] - sums_R[1]) / sums_R[2].sum(0) - ((sums[0] - sums[1]) / sums[2].sum())[:, None]).sum(
+            0
+        )
+    off = float(ece(sums))
+    return max(0.0, off - float(ends(noise, confidence)[1])), max(
+        off, 2 * off - float(ends(ece(sums_R), confidence)[0])
+    )
+
+
 def result(job: Job) -> Findings:
     facts = job.config["facts"]
     evaluate = evaluate_of(job)
@@ -212,9 +229,9 @@ class Reading:
         error = raw = None
         if sums[2].any():
             means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0, ids)
-            low, high = ends(ece(means.reshape(3, BINS, -1)), evaluate.confidence)
+            low, high = ece_ends(sums, means.reshape(3, BINS, -1), evaluate.confidence)
             raw = float(ece(np.sum([binned(t.pairs(), 1.0).sum(0) for t in test], axis=0)))
-            error = Interval(mean=float(ece(sums)), low=float(low), high=float(high))
+            error = Interval(mean=float(ece(sums)), low=low, high=high)
         return cls(reader, values[0], values[1], changes[0], changes[1], error, raw, temperature, sums)
 
     def sentence(self) -> str:
@@ -240,7 +257,8 @@ def table(readings: list[Reading], confidence: float) -> Table:
         title="Likelihood against quality, within a prompt",
         note="AUROC and τ-b of log P/|y| against the score, mean over prompts; changes are against the initial student on "
         f"the same texts. ECE: {BINS} bins of confidence over pairs of texts with different scores. Intervals: "
-        f"{confidence:.0%}, paired bootstrap over the prompts of each run, common ones drawn together.",
+        f"{confidence:.0%}, paired bootstrap over the prompts of each run, common ones drawn "
+        "together; that of ECE is corrected for the noise that makes it larger, and is 0 at least.",
         columns=(
             Column(key="reader", label="likelihood of", unit="text"),
             Column(key="auroc", label="AUROC", unit="percent"),
