@@ -53,6 +53,15 @@ def resampled_means(strata: Sequence[np.ndarray], resamples: int, seed: int, ids
     return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
 
 
+def resampled_weights(ids: Ids, resamples: int, seed: int) -> np.ndarray:
+    """How often each prompt of each run is drawn, run after run, in the resamples of ``resampled_means``: [R, ΣN_s]."""
+    places, groups = _prompts([len(own) for own in ids], ids)
+    drawn = np.zeros((resamples, sum(map(len, groups))))
+    for group, start, weights in _drawn(groups, resamples, seed):
+        drawn[start : start + len(weights), group] = weights
+    return drawn[:, np.concatenate(places)]
+
+
 def _prompts(sizes: Sequence[int], ids: Ids | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Where each run's prompts lie among those of all, and the strata; both in the order in which they come up."""
     every = np.arange(sum(sizes)) if ids is None else pa.concat_arrays(ids).dictionary_encode().indices.to_numpy()

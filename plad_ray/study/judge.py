@@ -18,6 +18,7 @@ from plad_ray.config import ApiRuntime, Evaluate, Experiment, StudySettings
 from plad_ray.config.base import Count, Temperature
 from plad_ray.config.judge import Judge
 from plad_ray.errors import PladError
+from plad_ray.evaluate.bootstrap import resampled_means, resampled_weights
 from plad_ray.evaluate.frame import prompts_of, responses_of
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.evaluate.winrate import wins
@@ -144,17 +145,15 @@ def result(job: Job) -> Findings:
     found = [
         pairs_of(job.inputs[f"judgements/{s}"], job.inputs[f"evaluation/{s}"], facts["temperature"]) for s in seeds
     ]
-    rows = [row for s in seeds for row in job.inputs[f"judgements/{s}"].rows(["verdict"])]
+    rows = [job.inputs[f"judgements/{s}"].table(["prompt_id", "verdict"]).to_pylist() for s in seeds]
     names = list(found[0])
     strata = [np.stack([pairs[name].preferred for name in names]) for pairs in found]
     ids = [pairs[names[0]].ids for pairs in found]
     estimates = dict(zip(names, intervals(strata, evaluate, 0.5, ids), strict=True))
     even = {name: length_controlled([pairs[name] for pairs in found], evaluate) for name in names}
     agreement = {name: agrees([pairs[name] for pairs in found]) for name in names}
-    verdicts = Counter(row["verdict"] for row in rows)
-    [bias] = intervals(
-        [np.array([[r["verdict"] == "A" for r in rows if r["verdict"] in ("A", "B")]], float)], evaluate, 0.5
-    )
+    verdicts = Counter(row["verdict"] for of_seed in rows for row in of_seed)
+    bias = position_bias(rows, evaluate)
     table = Table(
         key="judged",
         title="Win rates by the judge",
@@ -175,23 +174,44 @@ def result(job: Job) -> Findings:
     )
     return Findings(
         summary=tuple(sentences(estimates, bias)),
-        warnings=warnings_of(verdicts, len(rows)),
+        warnings=warnings_of(verdicts, verdicts.total()),
         tables=(table, answers(verdicts, bias)),
         figures=(figure(estimates),),
         confidence=evaluate.confidence,
     )
 
 
+def position_bias(seeds: list[list[dict[str, Any]]], evaluate: Evaluate) -> Interval | None:
+    """Share of the text shown first among the choices of A or B, a seed's judgements each; prompts are resampled, with all
+    that was asked about them. None without a choice."""
+    asked = [list(dict.fromkeys(row["prompt_id"] for row in rows)) for rows in seeds]
+    counts = []
+    for rows, prompts in zip(seeds, asked, strict=True):
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        counts.append(np.zeros((2, len(prompts))))
+        for row in rows:
+            if row["verdict"] in ("A", "B"):
+                counts[-1][:, places[row["prompt_id"]]] += row["verdict"] == "A", 1
+    first, chosen = np.concatenate(counts, axis=1).sum(1)
+    if not chosen:
+        return None
+    ids = [pa.array(prompts, pa.string()) for prompts in asked]
+    first_R, chosen_R = resampled_means(counts, evaluate.bootstrap, 0, ids)
+    share_R = np.divide(first_R, chosen_R, out=np.full_like(first_R, np.nan), where=chosen_R > 0)
+    low, high = ends(share_R, evaluate.confidence)
+    return Interval(mean=float(first / chosen), low=float(low), high=float(high), n=int(chosen))
+
+
 def length_controlled(seeds: list[Pair], evaluate: Evaluate) -> Interval | None:
-    """The win rate expected at equal length; None where length never differs."""
+    """The win rate expected at equal length, prompts being resampled; None where length never differs."""
     preferred = np.concatenate([pair.preferred for pair in seeds])
     longer = np.concatenate([pair.longer for pair in seeds])
     known = ~np.isnan(preferred)
     if not known.any() or not np.nanstd(longer):
         return None
     y, x = preferred[known], longer[known]
-    weights = np.random.default_rng(0).multinomial(len(y), np.full(len(y), 1 / len(y)), size=evaluate.bootstrap)
-    low, high = ends(even_length(x, y, weights.astype(float)), evaluate.confidence)
+    weights = resampled_weights([pair.ids for pair in seeds], evaluate.bootstrap, 0)[:, known]
+    low, high = ends(even_length(x, y, weights), evaluate.confidence)
     return Interval(mean=float(even_length(x, y, np.ones((1, len(y))))[0]), low=float(low), high=float(high), n=len(y))
 
 

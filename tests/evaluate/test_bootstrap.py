@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from plad_ray.evaluate.bootstrap import estimate, resampled_means, two_sided_p
+from plad_ray.evaluate.bootstrap import estimate, resampled_means, resampled_weights, two_sided_p
 from plad_ray.evaluate.winrate import tie_rate, wins
 
 NAN = float("nan")
@@ -65,6 +65,13 @@ def test_a_prompt_of_several_runs_is_drawn_for_all_of_them() -> None:
     np.testing.assert_array_equal(  # and without a common prompt they are independent
         resampled_means([values, values], 300, 0, [ids, others]), resampled_means([values, values], 300, 0)
     )
+
+
+def test_weights_are_those_of_the_resampled_means() -> None:
+    values, ids = np.random.default_rng(2).normal(size=(2, 5)), [pa.array(list("abcde")), pa.array(list("dfabg"))]
+    weights = resampled_weights(ids, 50, seed=0)
+    means = resampled_means(list(values[:, None]), 50, 0, ids)
+    np.testing.assert_allclose(weights @ values.ravel() / weights.sum(1), means[0])
 
 
 def test_runs_that_share_a_part_of_their_prompts_keep_their_sizes() -> None:

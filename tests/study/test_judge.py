@@ -9,9 +9,12 @@ from collections.abc import Callable
 from statistics import fmean
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
+from plad_ray.study import judge as judge_study
 from plad_ray.study import judging
 from plad_ray.study.statistics import even_length
 from tests.generate.api_server import Fault, serving
@@ -168,3 +171,21 @@ def test_length_is_controlled_for():
     assert even_length(longer, better.astype(float), np.ones((1, 4000)))[0] == pytest.approx(expected, abs=0.03)
     apart = even_length(np.array([-1.0, 1, -2, 2]), np.array([0.0, 1, 0, 1]), np.ones((1, 4)))
     assert np.isfinite(apart).all()
+
+
+def test_questions_about_one_prompt_are_resampled_together():
+    """Twenty prompts of which each always gets the same letter, asked ten times or once: the same interval."""
+    asked = [{"prompt_id": f"p{i}", "verdict": "AB"[i % 2]} for i in range(20)]
+    once, often, seeds = (judge_study.position_bias(rows, Evaluate()) for rows in ([asked], [asked * 10], [asked] * 3))
+    assert (once.mean, once.n, often.n) == (0.5, 20, 200) and once.low < 0.35
+    assert (once.low, once.high) == (often.low, often.high) == (seeds.low, seeds.high)
+    assert judge_study.position_bias([[{"prompt_id": "p", "verdict": "tie"}]], Evaluate()) is None
+
+
+def test_length_is_controlled_for_on_resampled_prompts():
+    rng = np.random.default_rng(1)
+    longer, ids = rng.normal(3, 10, 200), pa.array([f"p{i}" for i in range(200)])
+    fair = (rng.random(200) < 1 / (1 + np.exp(-0.2 * longer))).astype(float)
+    pair = judge_study.Pair(ids, fair, longer, fair)
+    once, twice = (judge_study.length_controlled([pair] * seeds, Evaluate()) for seeds in (1, 2))
+    assert once.low <= 0.5 <= once.high and twice.high - twice.low == pytest.approx(once.high - once.low, rel=0.05)
