@@ -19,6 +19,7 @@ def ends(values: np.ndarray, confidence: float, **how: Any) -> tuple[Any, Any]:
 
 def log_fit(n: Sequence[float], y_SR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least squares of y = a + b·ln n over S sizes, for each of R columns: a [R], b [R]. Sizes must differ."""
+    assert len(set(n)) > 1, n
     design = np.stack([np.ones(len(n)), np.log(np.asarray(n, dtype=np.float64))], axis=1)
     (a, b), *_ = np.linalg.lstsq(design, y_SR, rcond=None)
     return a, b
