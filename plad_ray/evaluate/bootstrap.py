@@ -1,8 +1,8 @@
 """Paired bootstrap over prompts: all statistics of one resample see the same prompts.
 
-The pooled mean of several runs (seeds) is over all their prompts. Strata are prompts that are in the same runs: each is
-resampled within itself, and a drawn prompt brings its values of all runs that have it. So runs without a common prompt are
-resampled each within itself, and runs on the same prompts count as one sample of them (a cluster bootstrap).
+The pooled mean of several runs (seeds) is over all their prompts. Runs that have prompts in common are one stratum, the
+others one each. A stratum is resampled within itself by prompt, and a drawn prompt brings its values of all runs that have
+it (a cluster bootstrap), so runs on the same prompts count as one sample of them.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def _prompts(sizes: Sequence[int], ids: Ids | None) -> tuple[list[np.ndarray], l
     member = np.zeros((len(sizes), int(every.max(initial=-1)) + 1), bool)
     for run, place in enumerate(places):
         member[run, place] = True
-    kinds = np.unique(member, axis=1, return_inverse=True)[1].reshape(-1)
-    return places, [np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds.tolist())]
+    linked = np.linalg.matrix_power(member @ member.T, len(sizes))  # by common prompts, over any number of runs
+    stratum = linked.argmax(1)[member.argmax(0)]
+    return places, [np.flatnonzero(stratum == found) for found in dict.fromkeys(stratum.tolist())]
 
 
 def _drawn(groups: Sequence[np.ndarray], resamples: int, seed: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from plad_ray.evaluate.bootstrap import estimate, resampled_means, resampled_weights, two_sided_p
+from plad_ray.evaluate.bootstrap import _prompts, estimate, resampled_means, resampled_weights, two_sided_p
 from plad_ray.evaluate.winrate import tie_rate, wins
 
 NAN = float("nan")
@@ -74,22 +74,24 @@ def test_weights_are_those_of_the_resampled_means() -> None:
     np.testing.assert_allclose(weights @ values.ravel() / weights.sum(1), means[0])
 
 
-def test_runs_that_share_a_part_of_their_prompts_keep_their_sizes() -> None:
-    strata, ids = [np.zeros((1, 3)), np.ones((1, 3))], [pa.array(list("abc")), pa.array(list("cde"))]
-    np.testing.assert_allclose(resampled_means(strata, 50, 0, ids), 0.5)
+def test_runs_linked_by_another_are_one_stratum() -> None:
+    ids = [pa.array(list(names)) for names in ("abc", "xyz", "dce", "fghe")]
+    _, groups = _prompts([3, 3, 3, 4], ids)
+    assert [len(group) for group in groups] == [8, 3]
 
 
-def test_intervals_of_seeds_on_the_same_prompts_cover_the_truth() -> None:
-    """The mean over five seeds whose prompts, and so what is hard in them, are the same."""
+@pytest.mark.parametrize(("drawn", "pool"), [(100, 100), (100, 150)])
+def test_intervals_of_seeds_on_common_prompts_cover_the_truth(drawn, pool) -> None:
+    """The mean over five seeds whose prompts, and so what is hard in them, are the same, or those of a pool."""
     rng, covered = np.random.default_rng(7), []
-    ids = pa.array([f"p{i}" for i in range(100)])
     for simulation in range(300):
-        ease = rng.normal(size=100)
-        strata = [(ease + rng.normal(size=100))[None] for _ in range(5)]
-        found = [estimate(strata, 300, simulation, 0.95, ids=shared)[0] for shared in ([ids] * 5, None)]
+        ease, places = rng.normal(size=pool), [rng.choice(pool, drawn, replace=False) for _ in range(5)]
+        strata = [(ease[place] + rng.normal(size=drawn))[None] for place in places]
+        ids = [pa.array(place.astype(str)) for place in places]
+        found = [estimate(strata, 300, simulation, 0.95, ids=shared)[0] for shared in (ids, None)]
         covered.append([e.low <= 0 <= e.high for e in found])
     together, apart = np.mean(covered, axis=0)
-    assert together == pytest.approx(0.95, abs=0.03) and apart < 0.8
+    assert together == pytest.approx(0.95, abs=0.03) and apart < 0.85
 
 
 def test_p_values() -> None:
