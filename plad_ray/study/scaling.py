@@ -14,10 +14,11 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment, StudySettings
 from plad_ray.errors import PladError
 from plad_ray.stages import Job
+from plad_ray.study import runs
 from plad_ray.study.arms import Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_scorer
-from plad_ray.study.pieces import ARM, TEMPERATURE, band, how, interval, points
+from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, band, how, interval, points, told_apart
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs
 from plad_ray.study.statistics import ends, log_fit, more_for
@@ -101,10 +102,11 @@ def result(job: Job) -> Findings:
         for arm, names in arms.items()
         if len({measured.sizes[name] for name in names}) > 1
     ]
+    between, made = contrasts(measured)
     return Findings(
-        summary=tuple(fit.sentence() for fit in fits),
+        summary=(*(fit.sentence() for fit in fits), *apart(measured, between)),
         warnings=tuple(same_rows(measured)),
-        tables=(by_share(measured), fitted(found, fits)),
+        tables=(by_share(measured), *([differences(measured, between, made)] if between else []), fitted(found, fits)),
         figures=tuple(figure(measured, [fit for fit in fits if fit.temperature == t], t) for t in temperatures),
         confidence=found.evaluate.confidence,
     )
@@ -199,6 +201,49 @@ def by_share(measured: Measured) -> Table:
         ),
         rows=tuple(rows),
     )
+
+
+def contrasts(measured: Measured) -> tuple[dict[tuple[str, float, float], Interval], str]:
+    """By other arm, temperature and share: the first arm's win rate less the other's, corrected as one family; and how the
+    intervals are made."""
+    found, (first, *others) = measured.found, measured.arms
+    wanted = {
+        (other, t, measured.facts[ours]["share"]): found.difference(ours, theirs, t)
+        for t in found.evaluate.temperatures
+        for other in others
+        for ours, theirs in zip(measured.arms[first], measured.arms[other], strict=True)
+    }
+    family = found.for_tests(len(wanted))
+    corrected = runs.corrected(family.estimates(wanted))
+    return {key: e for key, e in corrected.items() if e is not None}, family.how
+
+
+def differences(measured: Measured, between: dict[tuple[str, float, float], Interval], made: str) -> Table:
+    return Table(
+        key="differences",
+        title=f"{next(iter(measured.arms))} less each of the others at the same share, points of {measured.found.quality}",
+        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(between)} rows. {made}",
+        columns=(
+            Column(key="arm", label="against", unit="text"),
+            TEMPERATURE,
+            Column(key="share", label="share", unit="percent", digits=0),
+            Column(key="difference", label="difference", unit="points"),
+            P_HOLM,
+        ),
+        rows=tuple((*key, e, e.p) for key, e in between.items()),
+    )
+
+
+def apart(measured: Measured, between: dict[tuple[str, float, float], Interval]) -> Iterator[str]:
+    """At which shares arms are told apart."""
+    confidence = measured.found.evaluate.confidence
+    for other in dict.fromkeys(other for other, *_ in between):
+        told = [
+            f"{interval(e)} points ({how(t).lower()}, {100 * share:g} % of the prompts)"
+            for (arm, t, share), e in between.items()
+            if arm == other and not told_apart(e, confidence)
+        ]
+        yield f"{next(iter(measured.arms))} less {other} at the same share: {', '.join(told) or 'not told apart at any'}."
 
 
 def fitted(found: Runs, fits: list[Fit]) -> Table:

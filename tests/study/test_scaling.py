@@ -14,13 +14,19 @@ from plad_ray.study.statistics import log_fit, more_for
 from tests.study.here import named, rows
 from tests.study.test_compare import won
 
+ARMS = ("distilled", "seqkd")
+
 
 def test_numbers_equal_a_plain_fit_to_the_stored_scores(here):
     exp = here.experiment(compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
     result, store, last = here.run("scaling", exp, seeds=[0, 1], shares=[0.25, 0.5, 1])
-    shares, fits = result.tables
+    shares, between, fits = result.tables
+    for _, _, share, difference, p in between.rows:
+        ours, theirs = (next(r[5].mean for r in shares.rows if r[0] == arm and r[2] == share) for arm in ARMS)
+        assert difference.mean == pytest.approx(ours - theirs) and p == difference.p and difference.adjusted
+    assert len(between.rows) == 3 and "distilled less seqkd at the same share" in result.summary[-1]
     names = {0.25: "-25pct", 0.5: "-50pct", 1.0: ""}
-    for arm in ("distilled", "seqkd"):
+    for arm in ARMS:
         measured = [row for row in shares.rows if row[0] == arm]
         assert [row[2] for row in measured] == [0.25, 0.5, 1.0]
         for row in measured:
