@@ -27,12 +27,13 @@ from plad_ray.parts.common import lazy
 from plad_ray.pipeline import plan as plan_experiment
 from plad_ray.stages import Job, Outcome, Stage
 from plad_ray.study import judging
+from plad_ray.study.arms import MAIN
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, last_stage, of_run
 from plad_ray.study.judging import Question, preference
-from plad_ray.study.pieces import ARM, LABELS, points
+from plad_ray.study.pieces import ARM, LABELS, P_HOLM, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
-from plad_ray.study.runs import evaluate_of, intervals
+from plad_ray.study.runs import corrected, evaluate_of, for_tests, intervals
 from plad_ray.study.statistics import ends, even_length
 
 REFERENCE = "reference"
@@ -175,10 +176,37 @@ def result(job: Job) -> Findings:
     return Findings(
         summary=tuple(sentences(estimates, bias)),
         warnings=warnings_of(verdicts, verdicts.total()),
-        tables=(table, answers(verdicts, bias)),
+        tables=(table, *contrasts(found, evaluate), answers(verdicts, bias)),
         figures=(figure(estimates),),
         confidence=evaluate.confidence,
     )
+
+
+def contrasts(seeds: list[dict[tuple[str, str], Pair]], evaluate: Evaluate) -> list[Table]:
+    """The main arm's win rate less that of each other policy against the same texts, paired by prompt."""
+    others = [(o, t) for o, t in seeds[0] if o != MAIN and (MAIN, t) in seeds[0]]
+    if not others:
+        return []
+    family = for_tests(evaluate, len(others))
+    strata = [np.stack([pairs[MAIN, t].preferred - pairs[o, t].preferred for o, t in others]) for pairs in seeds]
+    ids = [next(iter(pairs.values())).ids for pairs in seeds]
+    found = corrected(dict(zip(others, intervals(strata, family, 0.0, ids), strict=True)))
+    return [
+        Table(
+            key="differences",
+            title=f"{MAIN} less each of the others by the judge, points of win rate",
+            note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(others)} rows. Intervals: "
+            f"{evaluate.confidence:.0%}, paired bootstrap over the prompts of each run, common ones drawn together "
+            f"({family.bootstrap:,} resamples).",
+            columns=(
+                Column(key="arm", label="less", unit="text"),
+                Column(key="against", label="win rate against", unit="text"),
+                Column(key="difference", label="difference", unit="points"),
+                P_HOLM,
+            ),
+            rows=tuple((LABELS.get(o, o), LABELS.get(t, t), e, e.p if e else None) for (o, t), e in found.items()),
+        )
+    ]
 
 
 def position_bias(seeds: list[list[dict[str, Any]]], evaluate: Evaluate) -> Interval | None:

@@ -50,7 +50,12 @@ def run(here, choose: Choose, **settings):
 
 def test_a_judge_of_the_scorers_opinion_gives_the_scorers_win_rates(here):
     result, store, last, asked = run(here, by_numbers, seeds=[0, 1])
-    table, answers = result.tables
+    table, differences, answers = result.tables
+    rates = {row[:2]: row[2].mean for row in table.rows}
+    for other, against, difference, p in differences.rows:
+        assert (
+            difference.mean == pytest.approx(rates["distilled", against] - rates[other, against]) and p == difference.p
+        )
     for ours, against, win, even, agreement in table.rows:
         names = {"teacher": "teacher", "initial student": "student", "distilled": "distilled", "reference": "reference"}
         expected = fmean(won(last, store, names[ours], names[against]))
@@ -65,7 +70,7 @@ def test_a_judge_of_the_scorers_opinion_gives_the_scorers_win_rates(here):
 
 def test_position_bias_is_seen_and_cancels(here):
     result, *_ = run(here, lambda a, b: "Choice: A")
-    table, answers = result.tables
+    table, _, answers = result.tables
     assert {row[2].mean for row in table.rows} == {0.5}
     assert answers.rows[0][2].mean == 1 and any("bias to the text shown first" in s for s in result.summary)
 
@@ -73,7 +78,7 @@ def test_position_bias_is_seen_and_cancels(here):
 def test_a_random_judge_gives_a_half(here):
     """Random in what it is shown, so that the same texts always get the same choice."""
     result, *_ = run(here, lambda a, b: f"Choice: {random.Random(a + '|' + b).choice('AB')}", seeds=[0, 1, 2])
-    table, answers = result.tables
+    table, _, answers = result.tables
     assert fmean(row[2].mean for row in table.rows) == pytest.approx(0.5, abs=0.1)
     assert sum(row[2].low <= 0.5 <= row[2].high for row in table.rows) >= 4
     assert answers.rows[0][2].mean == pytest.approx(0.5, abs=0.1)
@@ -82,7 +87,7 @@ def test_a_random_judge_gives_a_half(here):
 def test_unreadable_answers_count_half_and_are_told(here):
     result, *_ = run(here, lambda a, b: "I cannot say.")
     assert {row[2].mean for row in result.tables[0].rows} == {0.5}
-    counts = dict(zip(result.tables[1].column("answer"), result.tables[1].column("count"), strict=True))
+    counts = dict(zip(result.tables[-1].column("answer"), result.tables[-1].column("count"), strict=True))
     assert counts["unparsable"] == sum(counts.values()) and "hold no readable choice" in result.warnings[0]
 
 
