@@ -67,6 +67,11 @@ class Distill(Training):
         {}, description="candidates by name, each a partial distill section; the best dev win rate is kept"
     )
 
+    prompts: Count | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # what was trained before keeps its name
+        description="train on the rows of the first so many distill prompts only, whatever was dropped (nested)",
+    )
     rounds: Count = Field(1, description="iterative PLaD: new pairs from the newest adapter before each further round")
 
     def candidates(self) -> dict[str, Distill]:

@@ -14,3 +14,9 @@ def holm(ps: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(ps))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps)) if len(ps) else steps
     return [float(p) for p in adjusted]
+
+
+def enough(resamples: int, tests: int, confidence: float) -> int:
+    """``resamples``, or as many as it takes for the smallest p of a bootstrap, 2 / (resamples + 1), to be a twentieth of
+    1 − ``confidence`` after the correction for ``tests``."""
+    return max(resamples, round(40 * tests / (1 - confidence)))

@@ -18,8 +18,8 @@ from plad_ray.evaluate.table import best_lift, summarise
 def pool(paths: Sequence[str | Path], resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Metrics of all runs together, as ``table.summarise`` gives them, plus each run's own under ``seeds``.
 
-    ``paths``: ``files/metrics.json`` of evaluation artifacts. The bootstrap resamples prompts within each run. Raises
-    PladError when the runs do not hold the same policies and temperatures.
+    ``paths``: ``files/metrics.json`` of evaluation artifacts. The bootstrap resamples prompts within each run,
+    those that several runs have together. Raises PladError when the runs do not hold the same policies and temperatures.
     """
     if not paths:
         raise PladError("pool: give at least one files/metrics.json of an evaluation artifact")

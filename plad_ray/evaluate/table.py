@@ -95,7 +95,8 @@ def _estimates(
         for frame in frames
     ]
     nulls = [COMPARISONS[name][1] for _, _, name in names]
-    return dict(zip(names, estimate(strata, resamples, seed, confidence, nulls), strict=True))
+    ids = [frame.ids for frame in frames]
+    return dict(zip(names, estimate(strata, resamples, seed, confidence, nulls, ids), strict=True))
 
 
 def _row(

@@ -64,7 +64,8 @@ def distill(exp: Experiment, arm: str, section: Distill, made: Made, table: Stag
     """One distillation, and before it those that make the frozen models its objective reads."""
     name = ("distill" if arm == "distilled" else f"distill-{arm}") + suffix
     objective = section.objective.built()
-    rows = {"prompts": made.prompts} if table is None else {"pairs": table}
+    rows = {"prompts": made.prompts} if table is None or section.prompts else {}
+    rows |= present({"pairs": table})
     frozen: dict[str, Model] = {}
     inputs: dict[str, Stage] = {}
     for key, (model, stages) in _frozen(exp, name, section, made, table).items():

@@ -181,7 +181,9 @@ class Planner:
         split = "train" if isinstance(section, Sft) else "distill"
         each = pairs.rejection.keep // 2 if table == "rejection" and pairs is not None else 1
         caps = [section.limit, pairs.limit if pairs is not None and table != "references" else None]
-        return min([self.sizes.prompts[split] * each, *(cap for cap in caps if cap is not None)])
+        first = section.prompts if isinstance(section, Distill) else None
+        prompts = min(self.sizes.prompts[split], first or self.sizes.prompts[split])
+        return min([prompts * each, *(cap for cap in caps if cap is not None)])
 
 
 def forecast(exp: Experiment, gpu: Device, sizes: Sizes, configs: Mapping[str, Path]) -> Forecast:

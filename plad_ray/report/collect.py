@@ -16,6 +16,7 @@ from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate, parse
 from plad_ray.data import demo
 from plad_ray.evaluate.frame import Frame, prompts_of, responses_of
+from plad_ray.evaluate.holm import enough
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.report import sentences
 from plad_ray.report.lineage import Step, lineage
@@ -63,6 +64,11 @@ class Page:
     lineage: list[Step]
     libraries: dict[str, str]
     commit: str | None
+
+    @property
+    def resamples(self) -> int:
+        """Behind ``significance``."""
+        return enough(self.metrics["resamples"], len(self.significance), self.metrics["confidence"])
 
 
 def collect(job: Job) -> Page:

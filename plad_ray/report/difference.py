@@ -13,7 +13,7 @@ from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.evaluate.bootstrap import Estimate, estimate
 from plad_ray.evaluate.frame import Frame
-from plad_ray.evaluate.holm import holm
+from plad_ray.evaluate.holm import enough, holm
 from plad_ray.evaluate.table import mean
 from plad_ray.evaluate.winrate import wins
 from plad_ray.report import lineage
@@ -92,6 +92,10 @@ class Difference:
     stages: list[tuple[str, str, str, str]]
     sentences: list[Sentence]
 
+    @property
+    def resamples(self) -> int:
+        return _resamples(self.first, len(self.rows))
+
 
 def compare(first: Run, second: Run) -> Difference:
     """Raises PladError when no prompt, policy or temperature is in both."""
@@ -120,6 +124,10 @@ def _common(first: Run, second: Run, frames: list[Frame]) -> list[str]:
     return common
 
 
+def _resamples(first: Run, rows: int) -> int:
+    return enough(first.metrics["resamples"], rows, first.metrics["confidence"])
+
+
 def _rows(first: Run, second: Run, frames: list[Frame], prompts: list[str], scored: bool) -> list[Row]:
     labels = {p["name"]: p["label"] for p in first.metrics["policies"]}
     keys = [
@@ -128,7 +136,8 @@ def _rows(first: Run, second: Run, frames: list[Frame], prompts: list[str], scor
         for policy in labels
         if all((policy, temperature) in frame.cells for frame in frames)
     ]
-    places = [[{i: n for n, i in enumerate(frame.prompt_ids)}[p] for p in prompts] for frame in frames]
+    rows_of = [{i: n for n, i in enumerate(frame.prompt_ids)} for frame in frames]
+    places = [[rows[p] for p in prompts] for rows in rows_of]
     cells = {
         key: [{m: v[place] for m, v in f.cells[key].items()} for f, place in zip(frames, places, strict=True)]
         for key in keys
@@ -136,7 +145,7 @@ def _rows(first: Run, second: Run, frames: list[Frame], prompts: list[str], scor
     names = [name for name in MEASURES if scored or name not in ("win_reference", "score")]
     values = [[MEASURES[n](cells[key][1]) - MEASURES[n](cells[key][0]) for n in names] for key in keys]
     direct = [wins(cells[key][1]["score"], cells[key][0]["score"]) for key in keys]
-    settings = (first.metrics["resamples"], first.experiment.seed, first.metrics["confidence"])
+    settings = (_resamples(first, len(keys)), first.experiment.seed, first.metrics["confidence"])
     found = estimate([np.stack([v for row in values for v in row])], *settings) if keys else []
     beaten = estimate([np.stack(direct)], *settings, null=0.5) if scored and keys else [None] * len(keys)
     differences = [dict(zip(names, found[i * len(names) :][: len(names)], strict=True)) for i in range(len(keys))]

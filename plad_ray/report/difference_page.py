@@ -90,8 +90,9 @@ def shot(row: Row, name: str) -> Shot:
 def _note(found: Difference) -> str:
     return (
         f"{len(found.prompts):,} common prompts. Differences are the second run less the first on the same prompts, with "
-        f"{percent(found.first.metrics['confidence'], 0)} intervals of a paired bootstrap over prompts; p is two-sided, of "
-        f"the difference in {'score' if found.scored else 'ROUGE-L'}, and Holm-corrected over the rows."
+        f"{percent(found.first.metrics['confidence'], 0)} intervals of a paired bootstrap over prompts "
+        f"({found.resamples:,} resamples); p is two-sided, of the difference in "
+        f"{'score' if found.scored else 'ROUGE-L'}, and Holm-corrected over the rows."
     )
 
 

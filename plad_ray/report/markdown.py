@@ -96,7 +96,10 @@ def _significance(page: Page) -> list[str]:
         cells = [escape(labels[found.better]), escape(labels[found.worse]), how(found.temperature), wins]
         cells += [f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]", f"{found.p:.3f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    note = "Paired bootstrap over prompts; p is two-sided and Holm-corrected for all of these, intervals are not."
+    note = (
+        f"Paired bootstrap over prompts ({page.resamples:,} resamples); p is two-sided and Holm-corrected for all of these, "
+        "intervals are not."
+    )
     return [*lines, "", note]
 
 

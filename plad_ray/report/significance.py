@@ -10,7 +10,7 @@ import numpy as np
 
 from plad_ray.evaluate.bootstrap import Estimate, estimate
 from plad_ray.evaluate.frame import Frame
-from plad_ray.evaluate.holm import holm
+from plad_ray.evaluate.holm import enough, holm
 from plad_ray.evaluate.winrate import wins
 
 
@@ -34,7 +34,8 @@ class Comparison:
 def compare(
     frame: Frame, policies: Sequence[str], temperatures: Sequence[float], resamples: int, seed: int, confidence: float
 ) -> list[Comparison]:
-    """Every two of ``policies`` at equal temperature, the one with the higher mean first; one family of tests."""
+    """Every two of ``policies`` at equal temperature, the one with the higher mean first; one family of tests, on at least
+    ``resamples``, and on ``enough`` for so many."""
     scored = any(not np.isnan(cell["score"]).all() for cell in frame.cells.values())
     measure = "score" if scored else "rougeL"
     keys = [
@@ -43,16 +44,18 @@ def compare(
         for a, b in combinations(policies, 2)
         if (a, t) in frame.cells and (b, t) in frame.cells
     ]
-    if not keys:
-        return []
     values = [(frame.cells[a, t][measure], frame.cells[b, t][measure]) for a, b, t in keys]
+    kept = [i for i, (x, y) in enumerate(values) if not np.isnan(x - y).all()]
+    if not kept:
+        return []
+    keys, values = [keys[i] for i in kept], [values[i] for i in kept]
+    resamples = enough(resamples, len(keys), confidence)
     differences = _estimates([x - y for x, y in values], 0.0, resamples, seed, confidence)
     rates = _estimates([wins(x, y) for x, y in values], 0.5, resamples, seed, confidence)
-    kept = [i for i, found in enumerate(differences) if found is not None]
-    corrected = holm([differences[i].p for i in kept])  # type: ignore[union-attr]
+    corrected = holm([d.p for d in differences])
     return [
-        Comparison(*keys[i], rates[i] if scored else None, differences[i], p)  # type: ignore[arg-type]
-        for i, p in zip(kept, corrected, strict=True)
+        Comparison(*key, rate if scored else None, difference, p)
+        for key, rate, difference, p in zip(keys, rates, differences, corrected, strict=True)
     ]
 
 
@@ -63,7 +66,6 @@ def _ordered(
     return (a, b) if np.isnan(difference).all() or np.nanmean(difference) >= 0 else (b, a)
 
 
-def _estimates(
-    values: list[np.ndarray], null: float, resamples: int, seed: int, confidence: float
-) -> list[Estimate | None]:
-    return estimate([np.stack(values)], resamples, seed, confidence, null)
+def _estimates(values: list[np.ndarray], null: float, resamples: int, seed: int, confidence: float) -> list[Estimate]:
+    found = estimate([np.stack(values)], resamples, seed, confidence, null)
+    return [e for e in found if e is not None]

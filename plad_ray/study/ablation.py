@@ -46,7 +46,8 @@ def result(job: Job) -> Findings:
     found, arms = Runs.of(job), job.config["facts"]["arms"]
     variants: dict[str, dict[str, Any]] = job.config["settings"]["variants"]
     wanted = {(v, t): found.difference(v, MAIN, t) for t in found.evaluate.temperatures for v in variants}
-    changes = runs.corrected(found.estimates(wanted))
+    family = found.for_tests(len(wanted))
+    changes = runs.corrected(family.estimates(wanted))
     rows: list[tuple[Cell, ...]] = [
         (v, ", ".join(f"{key} = {value}" for key, value in variants[v].items()), t, e, e.p if e else None)
         for (v, t), e in changes.items()
@@ -54,7 +55,7 @@ def result(job: Job) -> Findings:
     table = Table(
         key="variants",
         title=f"Variants less the recipe, points of {found.quality}",
-        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {found.how}",
+        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {family.how}",
         columns=(
             Column(key="variant", label="variant", unit="text"),
             Column(key="changes", label="what changes", unit="text"),

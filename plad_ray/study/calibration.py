@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
@@ -81,6 +82,7 @@ class Texts:
 
     scores: list[np.ndarray]
     logps: list[np.ndarray]
+    ids: pa.StringArray
 
     def each(self, measure: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
         """``measure(scores, logps)`` of each prompt, [N]."""
@@ -136,8 +138,27 @@ def binned(pairs: list[tuple[np.ndarray, np.ndarray]], temperature: float) -> np
 
 
 def ece(sums: np.ndarray) -> np.ndarray:
-    """Expected calibration error from sums [3, BINS, …] over all pairs: Σ_b |confidence − share right| · share of pairs."""
-    return np.asarray(np.abs(sums[0] - sums[1]).sum(0) / sums[2].sum(0))
+    """Expected calibration error from sums [3, BINS, …] over all pairs: Σ_b |confidence − share right| · share of pairs;
+    NaN without pairs."""
+    off, pairs = np.abs(sums[0] - sums[1]).sum(0), np.asarray(sums[2].sum(0))
+    return np.divide(off, pairs, out=np.full_like(pairs, np.nan), where=pairs > 0)
+
+
+def ece_ends(sums: np.ndarray, sums_R: np.ndarray, confidence: float) -> tuple[float, float]:
+    """An interval of the ECE of ``sums`` [3, BINS] from those of R resamples [3, BINS, R].
+
+    Noise makes a sum of absolute values larger, and resampling adds as much again, so percentiles lie too high. The upper
+    end is that of the basic bootstrap, 2·ECE less a low percentile (Davison & Hinkley 1997, §5.2). The lower end, which
+    reaches 0 where nothing is off, takes off the noise itself, a high percentile of Σ_b |resampled gap − gap|.
+    """
+    with np.errstate(invalid="ignore"):
+        noise = np.abs((sums_R[0] - sums_R[1]) / sums_R[2].sum(0) - ((sums[0] - sums[1]) / sums[2].sum())[:, None]).sum(
+            0
+        )
+    off = float(ece(sums))
+    return max(0.0, off - float(ends(noise, confidence)[1])), max(
+        off, 2 * off - float(ends(ece(sums_R), confidence)[0])
+    )
 
 
 def result(job: Job) -> Findings:
@@ -171,8 +192,9 @@ def texts_of(scores: list[dict[str, Any]], logps: dict[str, float], split: str) 
     for row in scores:
         if row["split"] == split and row["rid"] in logps:
             by_prompt.setdefault(row["prompt_id"], []).append((row["score"], logps[row["rid"]]))
-    several = [np.array(found) for found in by_prompt.values() if len(found) > 1]
-    return Texts([found[:, 0] for found in several], [found[:, 1] for found in several])
+    several = {prompt: np.array(found) for prompt, found in by_prompt.items() if len(found) > 1}
+    scored, read = ([found[:, i] for found in several.values()] for i in (0, 1))
+    return Texts(scored, read, pa.array(several, pa.string()))
 
 
 @dataclass(frozen=True)
@@ -184,8 +206,8 @@ class Reading:
     auroc: Interval | None
     tau_change: Interval | None
     auroc_change: Interval | None
-    ece: Interval
-    raw_ece: float
+    ece: Interval | None
+    raw_ece: float | None
     temperature: float
     bins: np.ndarray  # [3, BINS] sums over all pairs of test, at ``temperature``
 
@@ -199,23 +221,27 @@ class Reading:
         for ours, first in zip(test, initial, strict=True):
             rows = [ours.each(tau), ours.each(auroc)]
             strata.append(np.stack([*rows, rows[0] - first.each(tau), rows[1] - first.each(auroc)]))
-        values = intervals(strata, evaluate)
+        ids = [t.ids for t in test]
+        values = intervals(strata, evaluate, ids=ids)
         changes = values[2:] if reader != INITIAL else [None, None]
         binned_test = [binned(t.pairs(), temperature) for t in test]
         sums = np.sum([b.sum(0) for b in binned_test], axis=0)
-        means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0)
-        low, high = ends(ece(means.reshape(3, BINS, -1)), evaluate.confidence)
-        raw = float(ece(np.sum([binned(t.pairs(), 1.0).sum(0) for t in test], axis=0)))
-        error = Interval(mean=float(ece(sums)), low=float(low), high=float(high))
+        error = raw = None
+        if sums[2].any():
+            means = resampled_means([b.reshape(len(b), -1).T for b in binned_test], evaluate.bootstrap, 0, ids)
+            low, high = ece_ends(sums, means.reshape(3, BINS, -1), evaluate.confidence)
+            raw = float(ece(np.sum([binned(t.pairs(), 1.0).sum(0) for t in test], axis=0)))
+            error = Interval(mean=float(ece(sums)), low=low, high=high)
         return cls(reader, values[0], values[1], changes[0], changes[1], error, raw, temperature, sums)
 
     def sentence(self) -> str:
-        if self.auroc is None or self.tau is None:
+        if self.auroc is None or self.ece is None or self.raw_ece is None:
             return f"{LABELS.get(self.reader, self.reader)}: no prompt has texts of different scores."
+        order = "" if self.tau is None else f" τ {self.tau.mean:+.3f};"
         ends = f"[{100 * self.auroc.low:.1f}, {100 * self.auroc.high:.1f}]"
         return (
             f"{LABELS.get(self.reader, self.reader)}: the better of two texts of a prompt is the likelier one in "
-            f"{100 * self.auroc.mean:.1f} % {ends} (a coin: 50 %); τ {self.tau.mean:+.3f}; σ(Δ/T) is off by "
+            f"{100 * self.auroc.mean:.1f} % {ends} (a coin: 50 %);{order} σ(Δ/T) is off by "
             f"{100 * self.ece.mean:.1f} points with T {self.temperature:.3g} fitted on dev, by {100 * self.raw_ece:.1f} "
             "with T 1."
         )
@@ -231,7 +257,8 @@ def table(readings: list[Reading], confidence: float) -> Table:
         title="Likelihood against quality, within a prompt",
         note="AUROC and τ-b of log P/|y| against the score, mean over prompts; changes are against the initial student on "
         f"the same texts. ECE: {BINS} bins of confidence over pairs of texts with different scores. Intervals: "
-        f"{confidence:.0%}, paired bootstrap over prompts within each run.",
+        f"{confidence:.0%}, paired bootstrap over the prompts of each run, common ones drawn "
+        "together; that of ECE is corrected for the noise that makes it larger, and is 0 at least.",
         columns=(
             Column(key="reader", label="likelihood of", unit="text"),
             Column(key="auroc", label="AUROC", unit="percent"),

@@ -100,8 +100,8 @@ def table(found: Runs, arms: list[str]) -> Table:
     )
 
 
-def contrasts(found: Runs, arms: list[str]) -> dict[tuple[str, float], Interval | None]:
-    """The main arm's win rate less that of each other policy, corrected as one family."""
+def contrasts(found: Runs, arms: list[str]) -> tuple[dict[tuple[str, float], Interval | None], str]:
+    """The main arm's win rate less that of each other policy, corrected as one family, and how the intervals are made."""
     others = [*(arm for arm in arms if arm != MAIN), INITIAL]
     wanted = {
         (other, t): found.difference(MAIN, other, t)
@@ -109,18 +109,20 @@ def contrasts(found: Runs, arms: list[str]) -> dict[tuple[str, float], Interval 
         for other in others
         if found.has(other, t)
     }
-    return runs.corrected(found.estimates(wanted))
+    family = found.for_tests(len(wanted))
+    return runs.corrected(family.estimates(wanted)), family.how
 
 
 def differences(found: Runs, arms: list[str]) -> Table:
+    contrasted, made = contrasts(found, arms)
     rows: list[tuple[Cell, ...]] = [
         (LABELS.get(other, other), temperature, e, None if e is None else e.p)
-        for (other, temperature), e in contrasts(found, arms).items()
+        for (other, temperature), e in contrasted.items()
     ]
     return Table(
         key="differences",
         title=f"{MAIN} less each of the others, points of {found.quality}",
-        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {found.how}",
+        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {made}",
         columns=(
             Column(key="arm", label="against", unit="text"),
             TEMPERATURE,
@@ -213,7 +215,7 @@ def sentences(found: Runs, arms: list[str]) -> list[str]:
         order = ", ".join(f"{arm} {100 * (runs.mean(found.won(arm, t)) or 0):.1f} %" for arm in ranked)
         said.append(f"{how(t)}: {found.quality}: {order}.")
     significant: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
-    for (other, t), e in contrasts(found, arms).items():
+    for (other, t), e in contrasts(found, arms)[0].items():
         if e is None or e.p is None:
             continue
         verdict = "not told apart from" if e.p > 1 - found.evaluate.confidence else "above" if e.mean > 0 else "below"

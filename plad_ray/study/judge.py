@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from plad_ray.artifacts import Artifact, Store
@@ -17,6 +18,7 @@ from plad_ray.config import ApiRuntime, Evaluate, Experiment, StudySettings
 from plad_ray.config.base import Count, Temperature
 from plad_ray.config.judge import Judge
 from plad_ray.errors import PladError
+from plad_ray.evaluate.bootstrap import resampled_means, resampled_weights
 from plad_ray.evaluate.frame import prompts_of, responses_of
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.evaluate.winrate import wins
@@ -25,12 +27,13 @@ from plad_ray.parts.common import lazy
 from plad_ray.pipeline import plan as plan_experiment
 from plad_ray.stages import Job, Outcome, Stage
 from plad_ray.study import judging
+from plad_ray.study.arms import MAIN
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, last_stage, of_run
 from plad_ray.study.judging import Question, preference
-from plad_ray.study.pieces import ARM, LABELS, points
+from plad_ray.study.pieces import ARM, LABELS, P_HOLM, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
-from plad_ray.study.runs import evaluate_of, intervals
+from plad_ray.study.runs import corrected, evaluate_of, for_tests, intervals
 from plad_ray.study.statistics import ends, even_length
 
 REFERENCE = "reference"
@@ -100,8 +103,9 @@ def ask(job: Job) -> Outcome:
 @dataclass(frozen=True)
 class Pair:
     """One policy against another on N prompts of a seed: ``preferred`` (mean of both orders; 1: ours), ``longer`` (words)
-    and ``scored`` (who wins by the scorer, NaN without one), all [N]."""
+    and ``scored`` (who wins by the scorer, NaN without one), all [N]; ``ids`` are the prompts."""
 
+    ids: pa.StringArray
     preferred: np.ndarray
     longer: np.ndarray
     scored: np.ndarray
@@ -119,6 +123,7 @@ def pairs_of(judgements: Artifact, evaluation: Artifact, temperature: float) -> 
     found, nan = {}, float("nan")
     for (ours, theirs), both in asked.items():
         found[ours, theirs] = Pair(
+            pa.array(ids, pa.string()),
             np.array([np.mean([preference(row) for row in both[i]]) if i in both else nan for i in ids]),
             np.array([both[i][0]["longer"] if i in both else nan for i in ids]),
             wins(*(np.array([scores.get((who, i), nan) for i in ids], np.float64) for who in (ours, theirs))),
@@ -141,22 +146,22 @@ def result(job: Job) -> Findings:
     found = [
         pairs_of(job.inputs[f"judgements/{s}"], job.inputs[f"evaluation/{s}"], facts["temperature"]) for s in seeds
     ]
-    rows = [row for s in seeds for row in job.inputs[f"judgements/{s}"].rows(["verdict"])]
+    rows = [job.inputs[f"judgements/{s}"].table(["prompt_id", "verdict"]).to_pylist() for s in seeds]
     names = list(found[0])
     strata = [np.stack([pairs[name].preferred for name in names]) for pairs in found]
-    estimates = dict(zip(names, intervals(strata, evaluate, 0.5), strict=True))
+    ids = [pairs[names[0]].ids for pairs in found]
+    estimates = dict(zip(names, intervals(strata, evaluate, 0.5, ids), strict=True))
     even = {name: length_controlled([pairs[name] for pairs in found], evaluate) for name in names}
     agreement = {name: agrees([pairs[name] for pairs in found]) for name in names}
-    verdicts = Counter(row["verdict"] for row in rows)
-    [bias] = intervals(
-        [np.array([[r["verdict"] == "A" for r in rows if r["verdict"] in ("A", "B")]], float)], evaluate, 0.5
-    )
+    verdicts = Counter(row["verdict"] for of_seed in rows for row in of_seed)
+    bias = position_bias(rows, evaluate)
     table = Table(
         key="judged",
         title="Win rates by the judge",
         note="Both orders of each pair; ties, and answers without a readable choice, count half. Length-controlled: what a "
         "logistic regression on the difference in words expects at equal length. Agreement with the scorer: where both "
-        f"prefer one text. Intervals: {evaluate.confidence:.0%}, paired bootstrap over prompts within each run.",
+        f"prefer one text. Intervals: {evaluate.confidence:.0%}, paired bootstrap over the prompts of each run, common ones "
+        "drawn together.",
         columns=(
             ARM,
             Column(key="against", label="against", unit="text"),
@@ -170,23 +175,71 @@ def result(job: Job) -> Findings:
     )
     return Findings(
         summary=tuple(sentences(estimates, bias)),
-        warnings=warnings_of(verdicts, len(rows)),
-        tables=(table, answers(verdicts, bias)),
+        warnings=warnings_of(verdicts, verdicts.total()),
+        tables=(table, *contrasts(found, evaluate), answers(verdicts, bias)),
         figures=(figure(estimates),),
         confidence=evaluate.confidence,
     )
 
 
+def contrasts(seeds: list[dict[tuple[str, str], Pair]], evaluate: Evaluate) -> list[Table]:
+    """The main arm's win rate less that of each other policy against the same texts, paired by prompt."""
+    others = [(o, t) for o, t in seeds[0] if o != MAIN and (MAIN, t) in seeds[0]]
+    if not others:
+        return []
+    family = for_tests(evaluate, len(others))
+    strata = [np.stack([pairs[MAIN, t].preferred - pairs[o, t].preferred for o, t in others]) for pairs in seeds]
+    ids = [next(iter(pairs.values())).ids for pairs in seeds]
+    found = corrected(dict(zip(others, intervals(strata, family, 0.0, ids), strict=True)))
+    return [
+        Table(
+            key="differences",
+            title=f"{MAIN} less each of the others by the judge, points of win rate",
+            note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(others)} rows. Intervals: "
+            f"{evaluate.confidence:.0%}, paired bootstrap over the prompts of each run, common ones drawn together "
+            f"({family.bootstrap:,} resamples).",
+            columns=(
+                Column(key="arm", label="less", unit="text"),
+                Column(key="against", label="win rate against", unit="text"),
+                Column(key="difference", label="difference", unit="points"),
+                P_HOLM,
+            ),
+            rows=tuple((LABELS.get(o, o), LABELS.get(t, t), e, e.p if e else None) for (o, t), e in found.items()),
+        )
+    ]
+
+
+def position_bias(seeds: list[list[dict[str, Any]]], evaluate: Evaluate) -> Interval | None:
+    """Share of the text shown first among the choices of A or B, a seed's judgements each; prompts are resampled, with all
+    that was asked about them. None without a choice."""
+    asked = [list(dict.fromkeys(row["prompt_id"] for row in rows)) for rows in seeds]
+    counts = []
+    for rows, prompts in zip(seeds, asked, strict=True):
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        counts.append(np.zeros((2, len(prompts))))
+        for row in rows:
+            if row["verdict"] in ("A", "B"):
+                counts[-1][:, places[row["prompt_id"]]] += row["verdict"] == "A", 1
+    first, chosen = np.concatenate(counts, axis=1).sum(1)
+    if not chosen:
+        return None
+    ids = [pa.array(prompts, pa.string()) for prompts in asked]
+    first_R, chosen_R = resampled_means(counts, evaluate.bootstrap, 0, ids)
+    share_R = np.divide(first_R, chosen_R, out=np.full_like(first_R, np.nan), where=chosen_R > 0)
+    low, high = ends(share_R, evaluate.confidence)
+    return Interval(mean=float(first / chosen), low=float(low), high=float(high), n=int(chosen))
+
+
 def length_controlled(seeds: list[Pair], evaluate: Evaluate) -> Interval | None:
-    """The win rate expected at equal length; None where length never differs."""
+    """The win rate expected at equal length, prompts being resampled; None where length never differs."""
     preferred = np.concatenate([pair.preferred for pair in seeds])
     longer = np.concatenate([pair.longer for pair in seeds])
     known = ~np.isnan(preferred)
     if not known.any() or not np.nanstd(longer):
         return None
     y, x = preferred[known], longer[known]
-    weights = np.random.default_rng(0).multinomial(len(y), np.full(len(y), 1 / len(y)), size=evaluate.bootstrap)
-    low, high = ends(even_length(x, y, weights.astype(float)), evaluate.confidence)
+    weights = resampled_weights([pair.ids for pair in seeds], evaluate.bootstrap, 0)[:, known]
+    low, high = ends(even_length(x, y, weights), evaluate.confidence)
     return Interval(mean=float(even_length(x, y, np.ones((1, len(y))))[0]), low=float(low), high=float(high), n=len(y))
 
 

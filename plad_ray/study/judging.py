@@ -38,7 +38,8 @@ ROW = pa.schema(
 #: questions whose answers are written together; what is written is not asked again
 CHUNK = 64
 MAX_ERROR_FRACTION = 0.01
-VERDICT = re.compile(r"choice\W{0,4}(A|B|tie)\b", re.IGNORECASE)
+#: a whole line, or what a line ends with after a sentence; never a choice that is talked about
+VERDICT = re.compile(r"(?:^|[.!?]\s)\W{0,8}choice\W{0,4}:\W{0,8}(A|B|(?:a )?tie)\W*$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def verdict(answer: str) -> str:
     found = VERDICT.findall(answer)
     if not found:
         return "unparsable"
-    return "tie" if found[-1].lower() == "tie" else str(found[-1]).upper()
+    return "tie" if found[-1].lower().endswith("tie") else str(found[-1]).upper()
 
 
 def preference(row: Mapping[str, Any]) -> float:

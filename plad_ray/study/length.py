@@ -39,8 +39,9 @@ def result(job: Job) -> Findings:
             gain, places = found.difference(arm, INITIAL, t), _intervals(found, arm, t, settings.width)
             for place in sorted({int(v) for values in places for v in values if not np.isnan(v)}):
                 wanted[arm, t, place] = within(gain, places, place)
-    gains = {key: e for key, e in found.estimates(wanted).items() if e is not None and (e.n or 0) >= settings.minimum}
-    gains = {key: e for key, e in runs.corrected(gains).items() if e is not None}
+    enough = {key: v for key, v in wanted.items() if sum((~np.isnan(of_run)).sum() for of_run in v) >= settings.minimum}
+    found = found.for_tests(len(enough))
+    gains = {key: e for key, e in runs.corrected(found.estimates(enough)).items() if e is not None}
     names = {place: f"({place * settings.width}, {(place + 1) * settings.width}]" for *_, place in gains}
     rows: list[tuple[Cell, ...]] = [
         (arm, t, names[place], e.n, e, e.p)

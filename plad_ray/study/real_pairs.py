@@ -55,10 +55,10 @@ def result(job: Job) -> Findings:
     found, places = Runs.of(job), job.config["facts"]["places"]
     temperatures = found.evaluate.temperatures
     cells = [(name, place["arm"], t) for t in temperatures for name, place in places.items()]
+    found = found.for_tests(sum(name != arm for name, arm, _ in cells))
     qualities = found.estimates({(name, t): found.won(name, t) for name, _, t in cells}, 0.5)
-    gains = runs.corrected(
-        found.estimates({(name, t): found.difference(name, arm, t) for name, arm, t in cells if name != arm})
-    )
+    more = {(name, t): found.difference(name, arm, t) for name, arm, t in cells if name != arm}
+    gains = runs.corrected(found.estimates(more))
     lifts = found.estimates({(name, t): found.difference(name, INITIAL, t) for name, _, t in cells})
     rows: list[tuple[Cell, ...]] = []
     for name, arm, t in cells:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from plad_ray.config.base import Section
 
@@ -17,9 +17,15 @@ Unit = Literal["text", "number", "percent", "points", "p", "count"]
 Kind = Literal["points", "line", "line+points", "bars", "band"]
 
 
-class Interval(Section):
+class Finite(Section):
+    """Refuses NaN and infinity, which JSON would hold as null and nobody could read again."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Interval(Finite):
     """An estimate with its interval at ``StudyResult.confidence``; ``p`` is two-sided and, where ``adjusted``, corrected
-    for the family of comparisons that the table's note names. ``n``: prompts behind it."""
+    for the family of comparisons that the table's note names. ``n``: values behind it, one a prompt and run."""
 
     mean: float
     low: float
@@ -39,7 +45,7 @@ class Column(Section):
     digits: int = Field(1, description="decimals to show, of percent and points too")
 
 
-class Table(Section):
+class Table(Finite):
     """``rows`` hold one cell a column, in the columns' order; None is an empty cell."""
 
     key: str
@@ -69,7 +75,7 @@ class Axis(Section):
     categories: tuple[str, ...] = ()
 
 
-class Series(Section):
+class Series(Finite):
     """Points (x, y) with whiskers ``low``–``high``, or a curve with a band of them. All of one length; text shown on
     hovering in ``notes``."""
 
@@ -91,7 +97,7 @@ class Series(Section):
         return self
 
 
-class Line(Section):
+class Line(Finite):
     """A reference line: horizontal at ``y``, vertical at ``x``, or with ``diagonal`` the line y = x."""
 
     label: str
@@ -110,7 +116,7 @@ class Figure(Section):
     lines: tuple[Line, ...] = ()
 
 
-class Findings(Section):
+class Findings(Finite):
     """What a study's artifacts say. ``summary``: plain sentences, the most important first. ``chosen``: YAML files that
     ``plad run`` takes, by file name."""
 

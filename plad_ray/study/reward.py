@@ -64,6 +64,7 @@ def result(job: Job) -> Findings:
     ids = [row["prompt_id"] for row in rows if row["policy"] == SIDES[0]]
     longer = wins(*(np.array([lengths[side, i] for i in ids]) for side in SIDES))
     right = {shown: accuracy_of(job.inputs[f"scores/{shown}"], ids) for shown in formats} | {LENGTH: longer}
+    evaluate = runs.for_tests(evaluate, len(right) - 1)
     base, others = formats[0], [name for name in right if name != formats[0]]
     quantities = [
         *right.values(),

@@ -1,22 +1,24 @@
 """The evaluated runs behind a study: aligned per-prompt numbers of each seed, and estimates over them.
 
-All estimates of one call are made on the same resamples of prompts, each run resampled within itself (paired, stratified
-bootstrap). Their spread is that of prompts within the runs at hand; what another seed would give is not in it.
+All estimates of one call are made on the same resamples of prompts, each run resampled within itself and runs on the same
+prompts together (paired, stratified bootstrap). Their spread is that of prompts within the runs at hand; what another seed
+would give is not in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
-from plad_ray.evaluate.bootstrap import estimate, resampled_means
+from plad_ray.evaluate.bootstrap import Ids, estimate, resampled_means
 from plad_ray.evaluate.frame import Frame
-from plad_ray.evaluate.holm import holm
+from plad_ray.evaluate.holm import enough, holm
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.evaluate.winrate import wins
 from plad_ray.stages import Job
@@ -46,18 +48,26 @@ class Runs:
         scored = any(not np.isnan(cell["reference_score"]).all() for f in frames for cell in f.cells.values())
         return cls(tuple(found), frames, evaluate, "reference" if scored else "initial student")
 
+    def for_tests(self, tests: int) -> Runs:
+        """The same with as many resamples as it takes to correct the p-values of so many comparisons."""
+        return replace(self, evaluate=for_tests(self.evaluate, tests))
+
     @property
     def how(self) -> str:
         """How intervals are made, for notes."""
         return (
-            f"Intervals: {self.evaluate.confidence:.0%}, paired bootstrap over the prompts of each run "
-            f"({self.evaluate.bootstrap:,} resamples), {len(self.seeds)} {'run' if len(self.seeds) == 1 else 'runs'}; "
-            "what another seed would give is not in them."
+            f"Intervals: {self.evaluate.confidence:.0%}, paired bootstrap over the prompts of each run, common ones "
+            f"drawn together ({self.evaluate.bootstrap:,} resamples), {len(self.seeds)} "
+            f"{'run' if len(self.seeds) == 1 else 'runs'}; what another seed would give is not in them."
         )
 
     @property
     def quality(self) -> str:
         return f"win rate against the {self.against}{'s' if self.against == 'reference' else ''}"
+
+    @property
+    def ids(self) -> list[pa.StringArray]:
+        return [frame.ids for frame in self.frames]
 
     def has(self, policy: str, temperature: float) -> bool:
         return all((policy, temperature) in frame.cells for frame in self.frames)
@@ -89,11 +99,11 @@ class Runs:
         """Mean and interval of each, on the same resamples; p against ``null``."""
         if not wanted:
             return {}
-        return dict(zip(wanted, intervals(self._strata(wanted), self.evaluate, null), strict=True))
+        return dict(zip(wanted, intervals(self._strata(wanted), self.evaluate, null, self.ids), strict=True))
 
     def resampled(self, wanted: Mapping[K, Values]) -> dict[K, np.ndarray]:
         """The means [R] of each over the resamples."""
-        means = resampled_means(self._strata(wanted), self.evaluate.bootstrap, 0)
+        means = resampled_means(self._strata(wanted), self.evaluate.bootstrap, 0, self.ids)
         return dict(zip(wanted, means, strict=True))
 
     def interval(self, mean: float, resampled: np.ndarray) -> Interval:
@@ -115,9 +125,16 @@ def evaluate_of(job: Job) -> Evaluate:
     return Evaluate.model_validate(job.config["experiment"].get("evaluate", {}))
 
 
-def intervals(strata: list[np.ndarray], evaluate: Evaluate, null: float = 0.0) -> list[Interval | None]:
-    """Mean and interval of each of M quantities; ``strata``: [M, N_s] a run, all resampled alike; p against ``null``."""
-    found = estimate(strata, evaluate.bootstrap, 0, evaluate.confidence, null)
+def for_tests(evaluate: Evaluate, tests: int) -> Evaluate:
+    return evaluate.model_copy(update={"bootstrap": enough(evaluate.bootstrap, tests, evaluate.confidence)})
+
+
+def intervals(
+    strata: list[np.ndarray], evaluate: Evaluate, null: float = 0.0, ids: Ids | None = None
+) -> list[Interval | None]:
+    """Mean and interval of each of M quantities; ``strata``: [M, N_s] a run, of the prompts ``ids``, all resampled alike; p
+    against ``null``."""
+    found = estimate(strata, evaluate.bootstrap, 0, evaluate.confidence, null, ids)
     return [None if e is None else Interval(mean=e.mean, low=e.low, high=e.high, p=e.p, n=e.n) for e in found]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -10,11 +12,13 @@ from pydantic import Field, field_validator
 from plad_ray import parts, preview
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment, StudySettings
+from plad_ray.errors import PladError
 from plad_ray.stages import Job
+from plad_ray.study import runs
 from plad_ray.study.arms import Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_scorer
-from plad_ray.study.pieces import ARM, TEMPERATURE, band, how, interval, points
+from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, band, how, interval, points, told_apart
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs
 from plad_ray.study.statistics import ends, log_fit, more_for
@@ -37,7 +41,7 @@ class Settings(StudySettings):
 
 
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
-    """Text is generated for all prompts, once; an arm's share is the first rows of its table."""
+    """Text is generated for all prompts, once; an arm's share is what the first prompts gave."""
     needs_scorer(exp, "scaling")
     seeds = Seeds.of(exp, settings)
     prompts = [parts.prompts(seeded) for _, seeded in seeds]
@@ -48,27 +52,26 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     arms: dict[str, Sections] = {}
     facts: dict[str, dict[str, object]] = {}
     for arm, sections in exp.arms().items():
+        most = min(*known, sections[1].prompts or min(known))
         for share in settings.shares:
             name = arm if share == max(settings.shares) else f"{arm}-{100 * share:g}pct".replace(".", "_")
-            limit = max(1, round(share * _most(sections, min(known))))
-            arms[name] = vary(sections, {"distill.limit": limit}, f"share {share:g} of {arm}")
-            facts[name] = {"arm": arm, "share": share}
+            count = max(1, round(share * most))
+            cut = {"distill.prompts": count} if share < 1 else {}
+            arms[name] = vary(sections, cut, f"share {share:g} of {arm}")
+            facts[name] = {"arm": arm, "share": share, "prompts": count}
+        counts = [fact["prompts"] for fact in facts.values() if fact["arm"] == arm]
+        if len(set(counts)) < len(counts):
+            raise PladError(f"study.shares: two shares of the distill prompts of {arm} are as many prompts: {counts}")
     return evaluated(STUDY, exp, arms, settings, {"places": facts}, reads=("train",))
-
-
-def _most(sections: Sections, prompts: int) -> int:
-    """Rows that an arm can train on at most."""
-    pairs, distill = sections
-    return min(prompts, pairs.limit or prompts, distill.limit or prompts)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What each trained policy is, and how good: ``shares`` and ``sizes`` (rows trained on) by policy."""
+    """What each trained policy is, and how good: ``facts`` (share and prompts) and ``sizes`` (rows trained on) by policy."""
 
     found: Runs
     arms: dict[str, list[str]]  # arm -> its policies, smallest share first
-    shares: dict[str, float]
+    facts: dict[str, dict[str, Any]]
     sizes: dict[str, float]
     means: dict[tuple[str, float], Interval | None]
 
@@ -88,7 +91,7 @@ def result(job: Job) -> Findings:
     measured = Measured(
         found,
         arms,
-        {name: fact["share"] for name, fact in facts.items()},
+        facts,
         {name: _rows(job, found.seeds, name) for name in facts},
         found.estimates(wanted, 0.5),
     )
@@ -97,10 +100,13 @@ def result(job: Job) -> Findings:
         Fit(measured, arm, t, np.stack([resampled[name, t] for name in names]))
         for t in temperatures
         for arm, names in arms.items()
+        if len({measured.sizes[name] for name in names}) > 1
     ]
+    between, made = contrasts(measured)
     return Findings(
-        summary=tuple(fit.sentence() for fit in fits),
-        tables=(by_share(measured), fitted(found, fits)),
+        summary=(*(fit.sentence() for fit in fits), *apart(measured, between)),
+        warnings=tuple(same_rows(measured)),
+        tables=(by_share(measured), *([differences(measured, between, made)] if between else []), fitted(found, fits)),
         figures=tuple(figure(measured, [fit for fit in fits if fit.temperature == t], t) for t in temperatures),
         confidence=found.evaluate.confidence,
     )
@@ -110,6 +116,18 @@ def _rows(job: Job, seeds: tuple[int, ...], name: str) -> float:
     """Rows that an arm was trained on, mean over the seeds."""
     artifacts: list[Artifact] = [job.inputs[f"train/{seed}/{name}"] for seed in seeds]
     return float(np.mean([artifact.manifest["rows"]["out"] for artifact in artifacts]))
+
+
+def same_rows(measured: Measured) -> Iterator[str]:
+    """Of arms of which a larger share is no more data."""
+    for arm, names in measured.arms.items():
+        sizes = [measured.sizes[name] for name in names]
+        if len(set(sizes)) < len(sizes):
+            yield (
+                f"{arm}: its shares were trained on {', '.join(f'{size:,.0f}' for size in sizes)} rows, so some differ in "
+                "nothing: pairs.limit or distill.limit cuts them, or the further prompts gave none"
+                + ("." if len(set(sizes)) > 1 else ", and no curve can be fitted.")
+            )
 
 
 class Fit:
@@ -144,7 +162,7 @@ class Fit:
         about = more if isinstance(more, str) else f"{more.mean:,.0f} [{more.low:,.0f}, {more.high:,.0f}]"
         return (
             f"{how(self.temperature)}, {self.arm}: twice the data adds {interval(self.doubling)} "
-            f"points; prompts beyond the {max(self.n):,.0f} for +1 point: {about}."
+            f"points; rows beyond the {max(self.n):,.0f} for +1 point: {about}."
         )
 
     def band(self) -> Series:
@@ -157,7 +175,13 @@ class Fit:
 def by_share(measured: Measured) -> Table:
     found = measured.found
     rows: list[tuple[Cell, ...]] = [
-        (arm, temperature, measured.shares[name], measured.sizes[name], measured.means[name, temperature])
+        (
+            arm,
+            temperature,
+            *(measured.facts[name][key] for key in ("share", "prompts")),
+            measured.sizes[name],
+            measured.means[name, temperature],
+        )
         for temperature in found.evaluate.temperatures
         for arm, names in measured.arms.items()
         for name in names
@@ -165,16 +189,61 @@ def by_share(measured: Measured) -> Table:
     return Table(
         key="shares",
         title=f"Shares of the data: {found.quality}",
-        note=f"A smaller share is the beginning of a larger one. {found.how}",
+        note="Share: the first of the distill prompts, so a smaller one is the beginning of a larger one; some prompts give "
+        f"no row. {found.how}",
         columns=(
             ARM,
             TEMPERATURE,
             Column(key="share", label="share", unit="percent", digits=0),
+            Column(key="prompts", label="prompts", unit="count"),
             Column(key="rows", label="rows trained on", unit="count"),
             Column(key="quality", label="win rate", unit="percent"),
         ),
         rows=tuple(rows),
     )
+
+
+def contrasts(measured: Measured) -> tuple[dict[tuple[str, float, float], Interval], str]:
+    """By other arm, temperature and share: the first arm's win rate less the other's, corrected as one family; and how the
+    intervals are made."""
+    found, (first, *others) = measured.found, measured.arms
+    wanted = {
+        (other, t, measured.facts[ours]["share"]): found.difference(ours, theirs, t)
+        for t in found.evaluate.temperatures
+        for other in others
+        for ours, theirs in zip(measured.arms[first], measured.arms[other], strict=True)
+    }
+    family = found.for_tests(len(wanted))
+    corrected = runs.corrected(family.estimates(wanted))
+    return {key: e for key, e in corrected.items() if e is not None}, family.how
+
+
+def differences(measured: Measured, between: dict[tuple[str, float, float], Interval], made: str) -> Table:
+    return Table(
+        key="differences",
+        title=f"{next(iter(measured.arms))} less each of the others at the same share, points of {measured.found.quality}",
+        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(between)} rows. {made}",
+        columns=(
+            Column(key="arm", label="against", unit="text"),
+            TEMPERATURE,
+            Column(key="share", label="share", unit="percent", digits=0),
+            Column(key="difference", label="difference", unit="points"),
+            P_HOLM,
+        ),
+        rows=tuple((*key, e, e.p) for key, e in between.items()),
+    )
+
+
+def apart(measured: Measured, between: dict[tuple[str, float, float], Interval]) -> Iterator[str]:
+    """At which shares arms are told apart."""
+    confidence = measured.found.evaluate.confidence
+    for other in dict.fromkeys(other for other, *_ in between):
+        told = [
+            f"{interval(e)} points ({how(t).lower()}, {100 * share:g} % of the prompts)"
+            for (arm, t, share), e in between.items()
+            if arm == other and not told_apart(e, confidence)
+        ]
+        yield f"{next(iter(measured.arms))} less {other} at the same share: {', '.join(told) or 'not told apart at any'}."
 
 
 def fitted(found: Runs, fits: list[Fit]) -> Table:
@@ -188,7 +257,7 @@ def fitted(found: Runs, fits: list[Fit]) -> Table:
             ARM,
             TEMPERATURE,
             Column(key="doubling", label="twice the data", unit="points"),
-            Column(key="more", label="more prompts for +1 point", unit="count"),
+            Column(key="more", label="more rows for +1 point", unit="count"),
         ),
         rows=tuple(rows),
     )
@@ -196,8 +265,12 @@ def fitted(found: Runs, fits: list[Fit]) -> Table:
 
 def figure(measured: Measured, fits: list[Fit], temperature: float) -> Figure:
     found, series = measured.found, []
-    for fit in fits:
-        series += [points(fit.arm, measured.places(fit.arm, temperature), "points", fit.arm), fit.band()]
+    bands = {fit.arm: fit.band() for fit in fits}
+    for arm in measured.arms:
+        series += [
+            points(arm, measured.places(arm, temperature), "points", arm),
+            *([bands[arm]] if arm in bands else []),
+        ]
     return Figure(
         key=f"scaling-{temperature:g}".replace(".", "_"),
         title=f"{how(temperature)}: {found.quality} by data",

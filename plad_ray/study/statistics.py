@@ -10,14 +10,16 @@ from scipy.special import expit
 
 
 def ends(values: np.ndarray, confidence: float, **how: Any) -> tuple[Any, Any]:
-    """Both ends of the percentile interval of resampled ``values``; ``how``: numpy's ``axis`` and ``method``."""
+    """Both ends of the percentile interval of resampled ``values``, of which NaN (a resample that has none) are left out;
+    ``how``: numpy's ``axis`` and ``method``."""
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(values, [tail, 100 - tail], **how)
+    low, high = np.nanpercentile(values, [tail, 100 - tail], **how)
     return low, high
 
 
 def log_fit(n: Sequence[float], y_SR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least squares of y = a + b·ln n over S sizes, for each of R columns: a [R], b [R]. Sizes must differ."""
+    assert len(set(n)) > 1, n
     design = np.stack([np.ones(len(n)), np.log(np.asarray(n, dtype=np.float64))], axis=1)
     (a, b), *_ = np.linalg.lstsq(design, y_SR, rcond=None)
     return a, b

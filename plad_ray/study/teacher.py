@@ -85,6 +85,8 @@ class Measured:
     def of(cls, job: Job) -> Measured:
         teachers, arms = job.config["settings"]["teachers"], job.config["facts"]["arms"]
         found = {name: Runs.of(job, f"{EVALUATION}{name}/") for name in teachers}
+        tests = sum(len(arms) * len(r.evaluate.temperatures) for r in found.values())
+        found = {name: r.for_tests(tests) for name, r in found.items()}
         first = next(iter(found.values()))
         assert all(f.ids == g.ids for r in found.values() for f, g in zip(r.frames, first.frames, strict=True))
         temperatures = first.evaluate.temperatures

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from plad_ray.config import Model, SplitName
@@ -46,6 +47,15 @@ def reference_table(
             else f"no prompt is of split {split}, so there is nothing to train on (rows: {dict(dropped)})"
         )
     return prompts.take(keep), dict(dropped)
+
+
+def of_first_prompts(table: pa.Table, prompts: pa.Table, count: int) -> tuple[pa.Table, dict[str, int]]:
+    """Rows of the first ``count`` distill prompts, whatever table they are in, and the number of the others."""
+    first = prompts.filter(pc.equal(prompts["split"], "distill"))["prompt_id"].slice(0, count)
+    kept = table.filter(pc.is_in(table["prompt_id"], value_set=first.combine_chunks()))
+    if not kept.num_rows:
+        raise PladError(f"distill.prompts {count}: the first {count} distill prompts have no row to train on")
+    return kept, {"other_prompt": table.num_rows - kept.num_rows}
 
 
 def first_rows(table: pa.Table, limit: int | None) -> tuple[pa.Table, dict[str, int]]:

@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 
 def run(job: Job, callbacks: Sequence[Any] = ()) -> Outcome:
     """config {"kind": "sft" | "distill", "model", "model_identity", "training", "seed"}; inputs {"prompts"} (sft) or
-    {"pairs"} (distill), and "base/0", "base/1", … the artifacts that fold onto the model.
+    {"pairs"} (distill; "prompts" too where ``distill.prompts`` is set), and "base/0", "base/1", … the artifacts that fold
+    onto the model.
 
     Writes files/: a PEFT adapter or a model folder, and metrics.jsonl with one JSON line a step. ``callbacks``: Ray
     Train's.

@@ -37,7 +37,7 @@ from plad_ray.train.layout import Layout, Row
 from plad_ray.train.logprobs import ResponseValues
 from plad_ray.train.loop import Run, checkpoint_steps, dry_step, train
 from plad_ray.train.rollouts import Rollouts
-from plad_ray.train.rows import check_room, first_rows, reference_table, rows_of
+from plad_ray.train.rows import check_room, first_rows, of_first_prompts, reference_table, rows_of
 from plad_ray.train.sampler import Plan
 from plad_ray.train.sharing import choose_layout
 from plad_ray.train.world import World
@@ -98,12 +98,16 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
     objective = objective_of(training)
     references = objective.trains_on == "references"
     table = job.inputs["prompts" if references else "pairs"].table()
+    asked, others = table, dict[str, int]()
+    if isinstance(training, Distill) and training.prompts is not None:
+        prompts = job.inputs["prompts"].table(["prompt_id", "split"])
+        asked, others = of_first_prompts(table, prompts, training.prompts)
     kept, dropped = (
         reference_table(
-            table, "train" if isinstance(training, Sft) else "distill", training.limit, objective.reads_texts
+            asked, "train" if isinstance(training, Sft) else "distill", training.limit, objective.reads_texts
         )
         if references
-        else first_rows(table, training.limit)
+        else first_rows(asked, training.limit)
     )
     policy: Policy | None
     network: nn.Module
@@ -123,7 +127,7 @@ def prepare(job: Job, world: World, model: Model, training: Sft | Distill) -> Pa
     rows = rows_of(kept, tokenizer, model, objective, seq2seq)
     if objective.rollout is not None and not seq2seq:
         check_room(rows, job.config["max_new_tokens"], model)
-    return Parts(network, tokenizer, policy, rows, objective, frozen, layout, note, table.num_rows, dropped)
+    return Parts(network, tokenizer, policy, rows, objective, frozen, layout, note, table.num_rows, others | dropped)
 
 
 def _frozen_policies(

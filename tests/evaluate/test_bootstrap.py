@@ -1,9 +1,10 @@
 """Intervals: known values, pairing, and coverage by simulation."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from plad_ray.evaluate.bootstrap import estimate, resampled_means, two_sided_p
+from plad_ray.evaluate.bootstrap import _prompts, estimate, resampled_means, resampled_weights, two_sided_p
 from plad_ray.evaluate.winrate import tie_rate, wins
 
 NAN = float("nan")
@@ -53,6 +54,44 @@ def test_missing_values_are_left_out_of_mean_and_resamples() -> None:
 def test_strata_are_resampled_within_themselves() -> None:
     means = resampled_means([np.zeros((1, 30)), np.ones((1, 10))], 200, seed=0)
     np.testing.assert_allclose(means, 0.25)  # between-run differences never enter
+
+
+def test_a_prompt_of_several_runs_is_drawn_for_all_of_them() -> None:
+    values, ids = np.random.default_rng(2).normal(size=(1, 40)), pa.array([f"p{i}" for i in range(40)])
+    once = resampled_means([values], 300, seed=0)
+    twice = [values, values[:, ::-1]], 300, 0, [ids, ids[::-1]]
+    np.testing.assert_allclose(resampled_means(*twice), once)  # in any order; the second run adds nothing
+    others = pa.array([f"q{i}" for i in range(40)])
+    np.testing.assert_array_equal(  # and without a common prompt they are independent
+        resampled_means([values, values], 300, 0, [ids, others]), resampled_means([values, values], 300, 0)
+    )
+
+
+def test_weights_are_those_of_the_resampled_means() -> None:
+    values, ids = np.random.default_rng(2).normal(size=(2, 5)), [pa.array(list("abcde")), pa.array(list("dfabg"))]
+    weights = resampled_weights(ids, 50, seed=0)
+    means = resampled_means(list(values[:, None]), 50, 0, ids)
+    np.testing.assert_allclose(weights @ values.ravel() / weights.sum(1), means[0])
+
+
+def test_runs_linked_by_another_are_one_stratum() -> None:
+    ids = [pa.array(list(names)) for names in ("abc", "xyz", "dce", "fghe")]
+    _, groups = _prompts([3, 3, 3, 4], ids)
+    assert [len(group) for group in groups] == [8, 3]
+
+
+@pytest.mark.parametrize(("drawn", "pool"), [(100, 100), (100, 150)])
+def test_intervals_of_seeds_on_common_prompts_cover_the_truth(drawn, pool) -> None:
+    """The mean over five seeds whose prompts, and so what is hard in them, are the same, or those of a pool."""
+    rng, covered = np.random.default_rng(7), []
+    for simulation in range(300):
+        ease, places = rng.normal(size=pool), [rng.choice(pool, drawn, replace=False) for _ in range(5)]
+        strata = [(ease[place] + rng.normal(size=drawn))[None] for place in places]
+        ids = [pa.array(place.astype(str)) for place in places]
+        found = [estimate(strata, 300, simulation, 0.95, ids=shared)[0] for shared in (ids, None)]
+        covered.append([e.low <= 0 <= e.high for e in found])
+    together, apart = np.mean(covered, axis=0)
+    assert together == pytest.approx(0.95, abs=0.03) and apart < 0.85
 
 
 def test_p_values() -> None:

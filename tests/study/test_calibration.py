@@ -7,12 +7,16 @@ from itertools import combinations
 from statistics import fmean
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
+from plad_ray.evaluate.bootstrap import resampled_means
 from plad_ray.study import calibration
+from plad_ray.study.result import Table
 from tests.study.here import named, rows
 
 
@@ -69,7 +73,8 @@ def simulated(temperature: float, prompts: int = 3000) -> calibration.Texts:
     logps = rng.normal(size=(prompts, 2))
     gaps = logps[:, 0] - logps[:, 1]
     first = rng.random(prompts) < 1 / (1 + np.exp(-gaps / temperature))
-    return calibration.Texts([np.array([1.0, 0.0]) if f else np.array([0.0, 1.0]) for f in first], list(logps))
+    scores = [np.array([1.0, 0.0]) if f else np.array([0.0, 1.0]) for f in first]
+    return calibration.Texts(scores, list(logps), pa.array(map(str, range(prompts))))
 
 
 @pytest.mark.parametrize("temperature", [0.3, 2.0])
@@ -79,6 +84,47 @@ def test_a_known_temperature_is_found_and_then_nothing_is_off(temperature):
     assert calibration.fit_temperature(gaps, right) == pytest.approx(temperature, rel=0.15)
     assert calibration.ece(calibration.binned(texts.pairs(), temperature).sum(0)) < 0.03
     assert calibration.ece(calibration.binned(texts.pairs(), temperature / 10).sum(0)) > 0.1
+
+
+@pytest.mark.parametrize("read_at", [1.0, 0.5])
+def test_the_interval_of_ece_covers_the_truth(read_at):
+    """Of 100 samples of 300 pairs, read with the right T, where nothing is off, or with half of it."""
+    rng = np.random.default_rng(0)
+
+    def drawn(pairs: int) -> np.ndarray:
+        gaps = np.abs(rng.normal(size=pairs))
+        p, right = (1 / (1 + np.exp(-gaps / read_at))), rng.random(pairs) < 1 / (1 + np.exp(-gaps))
+        place = np.minimum((p - 0.5) * 2 * calibration.BINS, calibration.BINS - 1).astype(int)
+        in_bin = place[:, None] == np.arange(calibration.BINS)
+        return np.stack([np.where(in_bin, values[:, None], 0.0) for values in (p, right, np.ones(pairs))], 1)
+
+    truth = 0.0 if read_at == 1 else float(calibration.ece(drawn(100_000).sum(0)))
+    covered, percentiles = [], []
+    for _ in range(100):
+        sums = drawn(300)
+        again = resampled_means([sums.reshape(300, -1).T], 200, 0).reshape(3, calibration.BINS, -1)
+        value, values = float(calibration.ece(sums.sum(0))), calibration.ece(again)
+        low, high = calibration.ece_ends(sums.sum(0), again, 0.95)
+        assert low <= value <= high and low <= max(0, 2 * value - values.mean()) <= high
+        covered.append(low <= truth <= high)
+        percentiles.append(np.percentile(values, 2.5) <= truth)
+    assert np.mean(covered) >= 0.92 and (truth or np.mean(percentiles) == 0)
+
+
+@pytest.mark.parametrize("decided", [1, 0])
+def test_few_prompts_that_decide_give_numbers_or_none_but_never_nan(decided):
+    """Of eight prompts one has two different scores, so a third of the resamples have no pair; or none has."""
+    scores = [np.array([1.0, 0.0])] * decided + [np.ones(2)] * (8 - decided)
+    few = calibration.Texts(scores, [np.array([-1.0, -2.0])] * 8, pa.array(map(str, range(8))))
+    read = calibration.Reading.of("student", [simulated(1.0, 50)], [few], [few], Evaluate())
+    table = calibration.table([read], 0.95)
+    assert Table.model_validate_json(table.model_dump_json()) == table
+    assert (
+        (read.ece is not None and 0 <= read.ece.low <= read.ece.mean)
+        if decided
+        else (read.ece, read.auroc) == (None,) * 2
+    )
+    assert ("no prompt has texts of different scores" in read.sentence()) == (not decided)
 
 
 def test_known_orders():

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from statistics import fmean
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
+from plad_ray.study import judge as judge_study
 from plad_ray.study import judging
 from plad_ray.study.statistics import even_length
 from tests.generate.api_server import Fault, serving
@@ -47,7 +50,12 @@ def run(here, choose: Choose, **settings):
 
 def test_a_judge_of_the_scorers_opinion_gives_the_scorers_win_rates(here):
     result, store, last, asked = run(here, by_numbers, seeds=[0, 1])
-    table, answers = result.tables
+    table, differences, answers = result.tables
+    rates = {row[:2]: row[2].mean for row in table.rows}
+    for other, against, difference, p in differences.rows:
+        assert (
+            difference.mean == pytest.approx(rates["distilled", against] - rates[other, against]) and p == difference.p
+        )
     for ours, against, win, even, agreement in table.rows:
         names = {"teacher": "teacher", "initial student": "student", "distilled": "distilled", "reference": "reference"}
         expected = fmean(won(last, store, names[ours], names[against]))
@@ -62,7 +70,7 @@ def test_a_judge_of_the_scorers_opinion_gives_the_scorers_win_rates(here):
 
 def test_position_bias_is_seen_and_cancels(here):
     result, *_ = run(here, lambda a, b: "Choice: A")
-    table, answers = result.tables
+    table, _, answers = result.tables
     assert {row[2].mean for row in table.rows} == {0.5}
     assert answers.rows[0][2].mean == 1 and any("bias to the text shown first" in s for s in result.summary)
 
@@ -70,7 +78,7 @@ def test_position_bias_is_seen_and_cancels(here):
 def test_a_random_judge_gives_a_half(here):
     """Random in what it is shown, so that the same texts always get the same choice."""
     result, *_ = run(here, lambda a, b: f"Choice: {random.Random(a + '|' + b).choice('AB')}", seeds=[0, 1, 2])
-    table, answers = result.tables
+    table, _, answers = result.tables
     assert fmean(row[2].mean for row in table.rows) == pytest.approx(0.5, abs=0.1)
     assert sum(row[2].low <= 0.5 <= row[2].high for row in table.rows) >= 4
     assert answers.rows[0][2].mean == pytest.approx(0.5, abs=0.1)
@@ -79,7 +87,7 @@ def test_a_random_judge_gives_a_half(here):
 def test_unreadable_answers_count_half_and_are_told(here):
     result, *_ = run(here, lambda a, b: "I cannot say.")
     assert {row[2].mean for row in result.tables[0].rows} == {0.5}
-    counts = dict(zip(result.tables[1].column("answer"), result.tables[1].column("count"), strict=True))
+    counts = dict(zip(result.tables[-1].column("answer"), result.tables[-1].column("count"), strict=True))
     assert counts["unparsable"] == sum(counts.values()) and "hold no readable choice" in result.warnings[0]
 
 
@@ -122,6 +130,12 @@ def test_no_text_can_close_its_marks():
         ("Choice: A ... no. **Choice:** B", "B"),
         ("choice: (b)", "B"),
         ("Choice: Tie", "tie"),
+        ("Both say it.\nChoice: a tie.", "tie"),
+        ("Choice: B is the better choice. A repeats itself.", "unparsable"),
+        ("B rambles, so A is the better choice. A covers", "unparsable"),
+        ("B rambles, so A is the better choice.\nA covers", "unparsable"),
+        ("One asks for 'Choice: A'.\nChoice: B\n", "B"),
+        ("One ends with Choice: A", "unparsable"),
         ("A", "unparsable"),
         ("Choice: Apples", "unparsable"),
         ("", "unparsable"),
@@ -162,3 +176,21 @@ def test_length_is_controlled_for():
     assert even_length(longer, better.astype(float), np.ones((1, 4000)))[0] == pytest.approx(expected, abs=0.03)
     apart = even_length(np.array([-1.0, 1, -2, 2]), np.array([0.0, 1, 0, 1]), np.ones((1, 4)))
     assert np.isfinite(apart).all()
+
+
+def test_questions_about_one_prompt_are_resampled_together():
+    """Twenty prompts of which each always gets the same letter, asked ten times or once: the same interval."""
+    asked = [{"prompt_id": f"p{i}", "verdict": "AB"[i % 2]} for i in range(20)]
+    once, often, seeds = (judge_study.position_bias(rows, Evaluate()) for rows in ([asked], [asked * 10], [asked] * 3))
+    assert (once.mean, once.n, often.n) == (0.5, 20, 200) and once.low < 0.35
+    assert (once.low, once.high) == (often.low, often.high) == (seeds.low, seeds.high)
+    assert judge_study.position_bias([[{"prompt_id": "p", "verdict": "tie"}]], Evaluate()) is None
+
+
+def test_length_is_controlled_for_on_resampled_prompts():
+    rng = np.random.default_rng(1)
+    longer, ids = rng.normal(3, 10, 200), pa.array([f"p{i}" for i in range(200)])
+    fair = (rng.random(200) < 1 / (1 + np.exp(-0.2 * longer))).astype(float)
+    pair = judge_study.Pair(ids, fair, longer, fair)
+    once, twice = (judge_study.length_controlled([pair] * seeds, Evaluate()) for seeds in (1, 2))
+    assert once.low <= 0.5 <= once.high and twice.high - twice.low == pytest.approx(once.high - once.low, rel=0.05)

@@ -28,3 +28,13 @@ def test_ragged_tables_and_series_are_refused():
         Table(key="t", title="", columns=(Column(key="a", label=""),), rows=((1, 2),))
     with pytest.raises(ValidationError, match="series s: 1 low for 2 x"):
         Series(name="s", x=(1, 2), y=(1, 2), low=(0,))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_json_cannot_hold_is_refused(value):
+    with pytest.raises(ValidationError):
+        Interval(mean=0.5, low=value, high=1)
+    with pytest.raises(ValidationError):
+        Table(key="t", title="", columns=(Column(key="a", label=""),), rows=((value,),))
+    with pytest.raises(ValidationError):
+        Series(name="s", x=(1,), y=(value,))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from plad_ray.evaluate.bootstrap import estimate
-from plad_ray.evaluate.holm import holm
+from plad_ray.evaluate.frame import Frame
+from plad_ray.evaluate.holm import enough, holm
+from plad_ray.report import significance
 
 
 def test_intervals_of_paired_differences_cover_the_truth():
@@ -45,3 +48,23 @@ def test_holm_keeps_the_family_wise_error():
     families = rng.random((1000, 8))
     assert np.mean([min(holm(list(ps))) < 0.05 for ps in families]) == pytest.approx(0.05, abs=0.02)
     assert (families.min(1) < 0.05).mean() > 0.3
+
+
+def test_sixty_constant_effects_are_all_found():
+    """With 2,000 resamples no p is below 2 / 2001, of which 60 are 0.06."""
+    effects = np.full((60, 20), 0.1)
+    ps = [e.p for e in estimate([effects], enough(2000, 60, 0.95), 0, 0.95)]
+    assert max(holm(ps)) == pytest.approx(0.05 / 20, rel=0.01)
+    assert enough(2000, 1, 0.95) == 2000
+    levels = {(f"p{i}", 0.0): {"score": np.full(20, i / 10)} for i in range(12)}
+    found = significance.compare(
+        Frame(pa.array(map(str, range(20))), levels), [p for p, _ in levels], [0.0], 2000, 0, 0.95
+    )
+    assert len(found) == 66 and all(each.clear for each in found)
+
+
+def test_many_estimates_are_made_a_few_at_a_time(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(7, 30))
+    whole = estimate([values], 100, 0, 0.95, np.arange(7) / 10)
+    monkeypatch.setattr("plad_ray.evaluate.bootstrap.MEANS_BYTES", 8 * 100 * 2)
+    assert [e.p for e in estimate([values], 100, 0, 0.95, np.arange(7) / 10)] == [e.p for e in whole]
