@@ -20,7 +20,7 @@ from plad_ray.artifacts import Artifact
 from plad_ray.errors import PladError
 from plad_ray.generate.pools import EnginePool
 from plad_ray.generate.tasks import BLOCKS_PER_FILE, write_requests
-from plad_ray.models.tokens import encode_prompt
+from plad_ray.models.tokens import encode_prompts
 from plad_ray.slices import Places
 
 
@@ -68,20 +68,42 @@ def pool_requests(
             raise PladError(f"split {split} of {prompts.path} has no prompts to generate for")
         index = 0
         for batch in prompts.batches(columns, pads.field("split") == split):
-            for row in batch.to_pylist():
-                yield from _prompt_requests(row, index, split, pool, draws, seed)
-                index += 1
+            rows = batch.to_pylist()
+            columns_of = _encoded(rows, _asked(draws, split, index, len(rows)), pool)
+            for place, row in enumerate(rows):
+                mine = {policy: found[place] for policy, found in columns_of.items() if place < len(found)}
+                yield from _prompt_requests(row, mine, index + place, split, pool, draws, seed)
+            index += len(rows)
+
+
+def _asked(draws: Mapping[str, list[dict[str, Any]]], split: str, start: int, rows: int) -> dict[str, int]:
+    """How many of ``rows`` prompts, from number ``start`` on, each policy is asked."""
+    limits = {policy: [draw["limit"] for draw in mine if draw["split"] == split] for policy, mine in draws.items()}
+    return {
+        policy: rows if None in mine else min(rows, max([0, *(limit - start for limit in mine)]))
+        for policy, mine in limits.items()
+    }
+
+
+def _encoded(rows: list[dict[str, Any]], asked: dict[str, int], pool: EnginePool) -> dict[str, list[dict[str, Any]]]:
+    """By policy the columns of at least the prompts that it is asked, encoded once for all policies of a tokenizer."""
+    tokenizers = {policy: None if pool.model.api is not None else pool.tokenizer(policy) for policy in asked}
+    columns = {}
+    for tokenizer in dict.fromkeys(tokenizers.values()):
+        most = max(asked[policy] for policy, own in tokenizers.items() if own is tokenizer)
+        columns[tokenizer] = prompt_columns(rows[:most], tokenizer, pool)
+    return {policy: columns[tokenizer] for policy, tokenizer in tokenizers.items()}
 
 
 def _prompt_requests(
     row: dict[str, Any],
+    columns_of: dict[str, dict[str, Any]],
     index: int,
     split: str,
     pool: EnginePool,
     draws: Mapping[str, list[dict[str, Any]]],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    prompts: dict[int, dict[str, Any]] = {}
     for policy, policy_draws in draws.items():
         wanted = {
             (float(temperature), sample): None
@@ -90,9 +112,6 @@ def _prompt_requests(
             for temperature in draw["temperatures"]
             for sample in range(draw["samples"])
         }
-        tokenizer = None if pool.model.api is not None else pool.tokenizer(policy)
-        if wanted and id(tokenizer) not in prompts:
-            prompts[id(tokenizer)] = prompt_columns(row, tokenizer, pool)
         for temperature, sample in wanted:
             yield {
                 "rid": request_id(row["prompt_id"], policy, temperature, sample),
@@ -102,37 +121,38 @@ def _prompt_requests(
                 "temperature": temperature,
                 "sample": sample,
                 "seed": request_seed(seed, pool.role, row["prompt_id"], temperature, sample),
-                **prompts[id(tokenizer)],
+                **columns_of[policy],
                 "verify": False,
             }
 
 
-def prompt_columns(row: Mapping[str, Any], tokenizer: Any, pool: EnginePool) -> dict[str, Any]:
-    """The prompt as the engine gets it: token ids, or what ``model.api.endpoint`` takes (tokens are counted there)."""
-    columns: dict[str, Any] = {"prompt_token_ids": None, "prompt_text": None, "prompt_messages": None}
+def prompt_columns(rows: list[dict[str, Any]], tokenizer: Any, pool: EnginePool) -> list[dict[str, Any]]:
+    """Prompts as the engine gets them: token ids, or what ``model.api.endpoint`` takes (tokens are counted there)."""
+    nothing: dict[str, Any] = {"prompt_token_ids": None, "prompt_text": None, "prompt_messages": None}
     api = pool.model.api
     if api is None:
-        ids = prompt_ids(row, tokenizer, pool)
-        return {**columns, "prompt_token_ids": ids, "num_prompt_tokens": len(ids)}
+        encoded = prompt_ids(rows, tokenizer, pool)
+        return [{**nothing, "prompt_token_ids": ids, "num_prompt_tokens": len(ids)} for ids in encoded]
     if api.endpoint == "completions":
-        return {**columns, "prompt_text": row["prompt"], "num_prompt_tokens": 0}
-    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-    return {**columns, "prompt_messages": messages, "num_prompt_tokens": 0}
+        return [{**nothing, "prompt_text": row["prompt"], "num_prompt_tokens": 0} for row in rows]
+    messages = [row.get("messages") or [{"role": "user", "content": row["prompt"]}] for row in rows]
+    return [{**nothing, "prompt_messages": said, "num_prompt_tokens": 0} for said in messages]
 
 
-def prompt_ids(row: Mapping[str, Any], tokenizer: Any, pool: EnginePool) -> list[int]:
-    """Token ids of a prompt row. Raises PladError when they and the response (an encoder-decoder: they alone) do not fit
-    ``model.max_length``."""
-    ids = encode_prompt(tokenizer, row, pool.model, pool.seq2seq)
+def prompt_ids(rows: list[dict[str, Any]], tokenizer: Any, pool: EnginePool) -> list[list[int]]:
+    """Token ids of prompt rows. Raises PladError when those of one and the response (an encoder-decoder: they alone) do not
+    fit ``model.max_length``."""
+    encoded = encode_prompts(tokenizer, rows, pool.model, pool.seq2seq)
     room, max_tokens = pool.model.max_length, pool.generate.max_tokens
-    if not pool.seq2seq and len(ids) + max_tokens > room:
-        raise PladError(
-            f"prompt {row['prompt_id']!r} has {len(ids)} tokens; with generate.max_tokens {max_tokens} that exceeds "
-            f"{pool.role}.model.max_length {room}. Raise {pool.role}.model.max_length, set "
-            f"{pool.role}.model.max_prompt_tokens to at most {room - max_tokens} to cut prompts on the left, or set "
-            "data.max_prompt_chars to drop long ones"
-        )
-    return ids
+    for row, ids in zip(rows, encoded, strict=True):
+        if not pool.seq2seq and len(ids) + max_tokens > room:
+            raise PladError(
+                f"prompt {row['prompt_id']!r} has {len(ids)} tokens; with generate.max_tokens {max_tokens} that exceeds "
+                f"{pool.role}.model.max_length {room}. Raise {pool.role}.model.max_length, set "
+                f"{pool.role}.model.max_prompt_tokens to at most {room - max_tokens} to cut prompts on the left, or set "
+                "data.max_prompt_chars to drop long ones"
+            )
+    return encoded
 
 
 def mark_verified(requests: Iterable[dict[str, Any]], policies: Iterable[str], each: int) -> Iterator[dict[str, Any]]:

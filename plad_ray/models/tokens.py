@@ -10,7 +10,7 @@ end, which a causal model's prompt never has), the response as the labels that i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -87,14 +87,31 @@ def text_only() -> list[str]:
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], model: Model, seq2seq: bool = False
 ) -> list[int]:
-    """Ids of a prompt row (``prompt``, and ``messages`` when conversational), BOS as the tokenizer has it and once.
+    """``encode_prompts`` of one row."""
+    return encode_prompts(tokenizer, [row], model, seq2seq)[0]
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], model: Model, seq2seq: bool = False
+) -> list[list[int]]:
+    """Ids of prompt rows (``prompt``, and ``messages`` when conversational), BOS as the tokenizer has it and once.
 
     ``model.template`` plain reads ``prompt``, chat renders ``messages`` with the generation prompt (``prompt`` as one
     user message when there are none). Longer than ``model.max_prompt_tokens``: cut on the left, BOS kept. Raises
     PladError when no token is left for the response within ``model.max_length``; the encoder of a ``seq2seq`` model has
     all of it for the prompt.
     """
-    ids = _chat_ids(tokenizer, row) if model.template == "chat" else _plain_ids(tokenizer, row["prompt"], seq2seq)
+    if model.template == "chat":
+        encoded = [_chat_ids(tokenizer, row) for row in rows]
+    else:
+        encoded = _plain_ids(tokenizer, [row["prompt"] for row in rows], seq2seq)
+    return [_within(ids, tokenizer, row, model, seq2seq) for ids, row in zip(encoded, rows, strict=True)]
+
+
+def _within(
+    ids: list[int], tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], model: Model, seq2seq: bool
+) -> list[int]:
+    """Cut to ``model.max_prompt_tokens``. Raises PladError for what does not fit ``model.max_length`` then."""
     limit = model.max_prompt_tokens
     if limit is not None and len(ids) > limit:
         keep_bos = ids[0] == tokenizer.bos_token_id and limit > 1
@@ -141,8 +158,13 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, seq2seq: bool) -> list[int]:
-    ids = list(tokenizer(prompt).input_ids)
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], seq2seq: bool) -> list[list[int]]:
+    encoded = tokenizer(prompts).input_ids if prompts else []  # together: one by one, most time goes on the way there
+    return [_prompt_of(list(ids), tokenizer, prompt, seq2seq) for ids, prompt in zip(encoded, prompts, strict=True)]
+
+
+def _prompt_of(ids: list[int], tokenizer: PreTrainedTokenizerBase, prompt: str, seq2seq: bool) -> list[int]:
+    """``ids`` of a text as those of a prompt."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:  # the text spells BOS out and the tokenizer adds another
         ids = ids[1:]

@@ -59,4 +59,4 @@ def report(
     inputs |= {f"pairs/{arm}": stage for arm, stage in pairs.items()}
     inputs |= {f"train/{arm}": stage for arm, stage in adapters.items()}
     inputs["eval_scores"] = evaluation.inputs.get("eval_scores")
-    return Stage("report", lazy("plad_ray.report.run"), config, present(inputs), version=2)
+    return Stage("report", lazy("plad_ray.report.run"), config, present(inputs), version=3)

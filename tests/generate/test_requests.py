@@ -70,6 +70,27 @@ def test_too_long_prompt_fails_before_any_engine(store, tiny_llama):
     assert len(cut[1]["prompt_token_ids"]) == 40
 
 
+def test_only_prompts_that_somebody_is_asked_are_encoded(store, tiny_llama, monkeypatch):
+    """The fourth is too long, and nobody is asked it; each of the others is encoded once for both policies."""
+    rows = prompt_rows(4)
+    rows[3]["prompt"] = " ".join(["w1"] * 45)
+    encoded, encode = [], requests.encode_prompts
+    monkeypatch.setattr(
+        requests, "encode_prompts", lambda *given: encoded.extend(r["prompt_id"] for r in given[1]) or encode(*given)
+    )
+    draws = {"few": [draw(limit=1)], "many": [draw(limit=2), draw(temperatures=(0.0,), limit=3)]}
+    made = built(store, tiny_llama, {name: policy(tiny_llama, draws=own) for name, own in draws.items()}, rows)
+    assert [(r["policy"], r["prompt_id"], r["temperature"]) for r in made] == [
+        ("few", "distill-0", 0.7),
+        ("many", "distill-0", 0.7),
+        ("many", "distill-0", 0.0),
+        ("many", "distill-1", 0.7),
+        ("many", "distill-1", 0.0),
+        ("many", "distill-2", 0.0),
+    ]
+    assert encoded == ["distill-0", "distill-1", "distill-2"]
+
+
 def test_empty_split_and_repeated_prompt(store, tiny_llama):
     with pytest.raises(PladError, match=r"split dev .* no prompts"):
         built(store, tiny_llama, {"teacher": policy(tiny_llama, draws=[draw("dev")])}, prompt_rows(2))

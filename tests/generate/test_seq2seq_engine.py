@@ -99,9 +99,9 @@ def test_each_side_has_max_length_for_itself(store, tiny_t5):
     job = make_job(store, {"t": policy(tiny_t5, engine="transformers", max_length=8)}, {})
     (pool,) = build_pools(job)
     tokenizer = pool.tokenizer("t")
-    assert len(requests.prompt_ids(rows[0], tokenizer, pool)) == 8
+    assert [len(ids) for ids in requests.prompt_ids(rows[:1], tokenizer, pool)] == [8]
     with pytest.raises(PladError, match=r"9 tokens exceed model\.max_length 8"):
-        requests.prompt_ids(rows[1], tokenizer, pool)
+        requests.prompt_ids(rows[1:], tokenizer, pool)
 
 
 def test_a_config_without_a_start_token_is_refused(tiny_t5):

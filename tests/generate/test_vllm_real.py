@@ -54,9 +54,10 @@ def real(tmp_path_factory, ray_session):
 def _one_bad(prompt_ids):
     """prompt_ids, but prompt distill-7 is longer than the engine allows."""
 
-    def ids(row, tokenizer, pool):
-        found = prompt_ids(row, tokenizer, pool)
-        return found * 60 if row["prompt_id"] == "distill-7" and pool.role == "teacher" else found
+    def ids(rows, tokenizer, pool):
+        found = prompt_ids(rows, tokenizer, pool)
+        bad = "distill-7" if pool.role == "teacher" else None
+        return [ids * 60 if row["prompt_id"] == bad else ids for row, ids in zip(rows, found, strict=True)]
 
     return ids
 

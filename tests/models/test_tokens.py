@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from plad_ray.config import Model
 from plad_ray.errors import PladError
 from plad_ray.models.scratch import bpe_tokenizer, word_tokenizer
-from plad_ray.models.tokens import decode, encode_prompt, encode_response, eos_ids, pad_id
+from plad_ray.models.tokens import decode, encode_prompt, encode_prompts, encode_response, eos_ids, pad_id
 
 PLAIN = Model(path="somewhere", max_length=64)
 
@@ -101,6 +101,11 @@ def test_golden_tables(family, request):
     (prompt, prompt_ids), responses = GOLDEN[family]
     (eos,) = eos_ids(tokenizer, PLAIN)
     assert encode_prompt(tokenizer, row(prompt), PLAIN) == prompt_ids
+    longer = row(f"{prompt} {prompt}")
+    assert encode_prompts(tokenizer, [longer, row(prompt)], PLAIN) == [
+        encode_prompt(tokenizer, longer, PLAIN),
+        prompt_ids,
+    ]
     for text, ids in responses:
         assert encode_response(tokenizer, text, eos) == ids
         assert encode_response(tokenizer, text, None) == ids[:-1], "truncated text gets no EOS"
