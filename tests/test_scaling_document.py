@@ -26,6 +26,12 @@ def test_what_is_predicted_follows_from_the_costs():
     assert "0.2 GB" in numbers and "3 h" in time  # 10⁸ × 0.12 ms
 
 
+def test_the_document_has_a_measurement():
+    text = scaling.DOCUMENT.read_text()
+    assert f"| {scaling.PROMPTS:,} prompts, {scaling.GPUS:,} H100 | needed | there is | |" in text
+    assert f"| {scaling.demand().rows_per_s:,.0f} (GPUs busy" in text, "another demand by now: measure again"
+
+
 @pytest.mark.slow
 def test_a_small_cluster_is_measured():
     command = [sys.executable, "-m", "benchmarks.scaling", "--here", "2", "1", "512"]
