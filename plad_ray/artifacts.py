@@ -37,6 +37,8 @@ BATCH_ROWS = 4096
 COPIES = os.environ.get("PLAD_COPIES", "/tmp/plad-artifacts")
 #: tries of one request to S3, with pauses that double
 S3_TRIES = 10
+#: seconds without a byte after which an answer is given up
+S3_TIMEOUT_S = 30.0
 S3_OPTIONS = {"region", "scheme", "endpoint_override"}
 #: variables that say where the bucket is; without them it is asked for
 S3_PLACE = {"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
@@ -146,7 +148,7 @@ def _s3(root: str) -> tuple[pafs.FileSystem, str]:
     if not options.keys() & {"region", "endpoint_override"} and not S3_PLACE & os.environ.keys():
         options["region"] = pafs.resolve_s3_region(parts.netloc)
     retry = pafs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES)
-    patience = {"retry_strategy": retry, "connect_timeout": 10, "request_timeout": 30}
+    patience = {"retry_strategy": retry, "connect_timeout": 10, "request_timeout": S3_TIMEOUT_S}
     fs = pafs.S3FileSystem(allow_delayed_open=True, **patience, **options)  # so that a small file is one PUT
     return fs, f"{parts.netloc}{parts.path}"
 

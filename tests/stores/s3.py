@@ -29,7 +29,8 @@ Kind = Literal["503", "cut", "half", "stall"]
 class Faults:
     """What goes wrong: a share of all requests, by chance; and every request whose method and path ``always`` names.
 
-    503: refused. cut: the connection ends without an answer. half: half of the body goes through, then it is cut.
+    503: refused. cut: the connection ends without an answer. half: half of the body goes through, to the server where
+    something is written and else to the client, then it is cut.
     stall: nothing for ``stall_seconds``, then cut.
     """
 
@@ -67,12 +68,19 @@ def _handler(target: tuple[str, int], faults: Faults) -> type[BaseHTTPRequestHan
                 return
             if kind == "stall":
                 time.sleep(faults.stall_seconds)
-            if kind in ("cut", "stall") or (kind == "half" and self.command == "PUT"):
+            if kind in ("cut", "stall"):
                 self.close_connection = True
                 return
             connection = HTTPConnection(*target, timeout=60)
             dropped = ("expect", "transfer-encoding", "content-length")
             headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+            if kind == "half" and self.command == "PUT":
+                connection.request(
+                    "PUT", self.path, body[: len(body) // 2], headers | {"Content-Length": str(len(body))}
+                )
+                connection.close()
+                self.close_connection = True
+                return
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
