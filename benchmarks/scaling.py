@@ -28,8 +28,10 @@ from benchmarks.plumbing import (
     BLOCK,
     PROMPT_WORDS,
     RESPONSE_TOKENS,
+    evaluation_job,
     generate_job,
     pairs_job,
+    scoring_job,
     write_model,
     write_prompts,
 )
@@ -38,10 +40,12 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.cluster import connect
 from plad_ray.config import Data, Pool, Runtime
 from plad_ray.data import prepare
+from plad_ray.evaluate import run as evaluation
 from plad_ray.generate import run as generate
 from plad_ray.pairs import build
 from plad_ray.planning import engines, hardware, roofline
 from plad_ray.planning.shapes import Shape
+from plad_ray.reward import run as scoring
 from plad_ray.stages import Job
 
 DOCUMENT = Path(__file__).parents[1] / "docs/SCALING.md"
@@ -91,7 +95,15 @@ def _measured(address: str, workers: int, count: int) -> dict[str, float]:
         found |= {"rows_per_s": count / steady, "driver_ms": 1000 * spent.cpu / count, "driver_mib": peak()}
         began = now()
         build.run(pairs_job(store))
-        found["pairs_ms"] = 1000 * since(began).cpu / (count // 2)
+        spent = since(began)
+        found |= {"pairs_ms": 1000 * spent.cpu / (count // 2), "pairs_per_s": count / 2 / spent.wall}
+        for name, run, one in (
+            ("scores", scoring.run, scoring_job(store)),
+            ("evaluate", evaluation.run, evaluation_job(store)),
+        ):
+            began = now()
+            run(one)
+            found[f"{name}_per_s"] = count / since(began).wall
         return found | _files(store, job.out)
 
 
@@ -106,7 +118,12 @@ def _prompts(store: Store, folder: Path, count: int) -> dict[str, float]:
     forget_peak()
     before, began = peak(), now()
     prepare.run(Job("prompts", {"data": data, "seed": 0, "source": {}}, {}, Artifact(store, "prompts-1"), Runtime()))
-    return {"prompt_ms": 1000 * since(began).cpu / count, "prompt_bytes": (peak() - before) * 2**20 / count}
+    spent = since(began)
+    return {
+        "prompt_ms": 1000 * spent.cpu / count,
+        "prompts_per_s": count / spent.wall,
+        "prompt_bytes": (peak() - before) * 2**20 / count,
+    }
 
 
 def _files(store: Store, out: Artifact) -> dict[str, float]:
@@ -147,21 +164,28 @@ def in_own_process(*sizes: int) -> dict[str, float]:
 
 
 def report(raylets: int, counts: list[int], rows: int) -> str:
-    """Two Markdown tables: what was measured, and what it predicts."""
+    """Three Markdown tables: how fast each stage is, what it costs, and what that predicts."""
     found: list[dict[str, Any]] = [{"workers": n, **in_own_process(raylets, n, rows)} for n in counts]
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}; {raylets} raylets, {rows:,} requests, prompts of "
         f"{PROMPT_WORDS} tokens, responses of up to {RESPONSE_TOKENS}.",
         "",
-        "| fake engines a role | rows/s | driver: ms of CPU a row | driver's peak MiB | pairs: ms of CPU a pair | "
+        "| fake engines a role | prompts/s | generated rows/s | scored texts/s | pairs: prompts/s | evaluated rows/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for f in found:
+        rates = (f[f"{stage}_per_s"] for stage in ("prompts", "rows", "scores", "pairs", "evaluate"))
+        lines.append(f"| {f['workers']} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
+    lines += [
+        "",
+        "| fake engines a role | driver: ms of CPU a row | driver's peak MiB | pairs: ms of CPU a prompt | "
         "prompts: ms of CPU a row | prompts: bytes held a row | manifest s | checkpoint s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for f in found:
         lines.append(
-            f"| {f['workers']} | {f['rows_per_s']:,.0f} | {f['driver_ms']:.3f} | {f['driver_mib']:.0f} | "
-            f"{f['pairs_ms']:.3f} | {f['prompt_ms']:.3f} | {f['prompt_bytes']:,.0f} | {f['manifest_s']:.2f} | "
-            f"{f['checkpoint_s']:.2f} |"
+            f"| {f['workers']} | {f['driver_ms']:.3f} | {f['driver_mib']:.0f} | {f['pairs_ms']:.3f} | "
+            f"{f['prompt_ms']:.3f} | {f['prompt_bytes']:,.0f} | {f['manifest_s']:.2f} | {f['checkpoint_s']:.2f} |"
         )
     return "\n".join([*lines, "", *prediction(found[-1])])
 

@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from plad_ray.errors import PladError
 if TYPE_CHECKING:
     from plad_ray.remote import RemoteFile
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
 #: rows that streaming reads hold at a time
 BATCH_ROWS = 4096
@@ -39,6 +41,8 @@ COPIES = os.environ.get("PLAD_COPIES", "/tmp/plad-artifacts")
 S3_TRIES = 10
 #: seconds without a byte after which an answer is given up
 S3_TIMEOUT_S = 30.0
+#: what the SDK says, and gives up, when a refusal (503) has a longer text than the file that was asked for
+NO_ROOM = "Failed to flush response stream"
 S3_OPTIONS = {"region", "scheme", "endpoint_override"}
 #: variables that say where the bucket is; without them it is asked for
 S3_PLACE = {"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}
@@ -82,8 +86,12 @@ class Store:
         """Of a file that nobody overwrites: pyarrow asks an object store for its size first, then for that many bytes
         (what several writers share is read by plad_ray/slot.py).
         """
-        with self.fs.open_input_stream(self.path(name)) as stream:
-            return stream.read()
+
+        def read() -> bytes:
+            with self.fs.open_input_stream(self.path(name)) as stream:
+                return bytes(stream.read())
+
+        return again(read)
 
     def write_bytes(self, name: str, content: bytes | pa.Buffer) -> None:
         """Write one file so that readers see all of it or none of it."""
@@ -132,7 +140,7 @@ class Store:
     def download(self, name: str, target: Path) -> Path:
         """Copy ``name`` into a local folder and return it."""
         target.mkdir(parents=True, exist_ok=True)
-        pafs.copy_files(self.path(name), str(target), source_filesystem=self.fs)
+        again(lambda: pafs.copy_files(self.path(name), str(target), source_filesystem=self.fs))
         return target
 
 
@@ -235,15 +243,30 @@ class Artifact:
                 )
 
     def _sha256(self, name: str) -> str:
-        digest = hashlib.sha256()
-        with self.store.fs.open_input_stream(self.store.path(self.file(name))) as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-        return digest.hexdigest()
+        def digest() -> str:
+            found = hashlib.sha256()
+            with self.store.fs.open_input_stream(self.store.path(self.file(name))) as stream:
+                while block := stream.read(1 << 22):
+                    found.update(block)
+            return found.hexdigest()
+
+        return again(digest)
 
 
 def open_artifact(root: str, name: str) -> Artifact:
     return Artifact(Store(root), name)
+
+
+def again(read: Callable[[], T]) -> T:
+    """``read``, once more for each refusal that the SDK has no room for."""
+    for tries in range(1, S3_TRIES):
+        try:
+            return read()
+        except OSError as error:
+            if NO_ROOM not in str(error):
+                raise
+        time.sleep(min(0.05 * 2**tries, 5.0))
+    return read()
 
 
 def copy_once(target: Path, write: Callable[[Path], object]) -> Path:

@@ -27,7 +27,8 @@ Kind = Literal["503", "cut", "half", "stall"]
 
 @dataclass
 class Faults:
-    """What goes wrong: a share of all requests, by chance; and every request whose method and path ``always`` names.
+    """What goes wrong: a share of all requests, by chance; every request whose method and path ``always`` names; and the
+    first so many that ``first`` names, which are refused.
 
     503: refused. cut: the connection ends without an answer. half: half of the body goes through, to the server where
     something is written and else to the client, then it is cut.
@@ -37,6 +38,7 @@ class Faults:
     share: float = 0.0
     kinds: tuple[Kind, ...] = ("503", "cut", "half")
     always: tuple[str, str] | None = None
+    first: tuple[str, str, int] | None = None
     stall_seconds: float = 5.0
     seed: int = 0
     count: int = 0
@@ -49,6 +51,11 @@ class Faults:
     def draw(self, method: str, path: str) -> Kind | None:
         with self.lock:
             self.requests += 1
+            if self.first is not None and method == self.first[0] and self.first[1] in path:
+                left = self.first[2] - 1
+                self.first = (*self.first[:2], left) if left else None
+                self.count += 1
+                return "503"
             named = self.always is not None and method == self.always[0] and self.always[1] in path
             if not named and self.random.random() >= self.share:
                 return None

@@ -53,6 +53,26 @@ def test_every_operation_outlasts_faults(s3_server, s3_root, tmp_path, kind, cop
     assert faults.count > 3, "there were faults"
 
 
+@pytest.mark.parametrize("size", [2, 100])
+def test_a_refusal_longer_than_the_file_is_outlasted(s3_server, s3_root, tmp_path, size):
+    """The SDK has no room for its text, and tries no more."""
+    faults, out = s3_server[1], Artifact(Store(s3_root), "a-1")
+    out.store.write_bytes(out.file("files/small"), bytes(size))
+    out.finish({"name": "a"})
+    before = faults.count
+    for number, read in enumerate(
+        (
+            lambda: out.store.read_bytes(out.file("files/small")),
+            lambda: out.check(hashes=True),
+            lambda: out.store.download(out.file("files"), tmp_path / "copy"),
+        )
+    ):
+        faults.first = ("GET", "files/small", 2)
+        read()
+        assert faults.first is None and faults.count == before + 2 * (number + 1)
+    assert (tmp_path / "copy/small").stat().st_size == size
+
+
 def test_a_server_that_says_nothing_is_given_up_and_asked_again(s3_server, s3_root, monkeypatch):
     monkeypatch.setattr(artifacts, "S3_TIMEOUT_S", 0.5)
     faults, store, before = s3_server[1], Store(s3_root), s3_server[1].count
