@@ -144,9 +144,8 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], seq2seq: bool = F
     """Text of generated ids, special tokens left out; a leading space is kept where the tokenizer can tell."""
     if seq2seq or not _dummy_prefix(tokenizer):
         return _decode(tokenizer, ids)
-    for _, anchor_ids, before in reversed(
-        _anchors(tokenizer)
-    ):  # a full stop is a whole token more often than a line break
+    # a full stop is a whole token more often than a line break is
+    for _, anchor_ids, before in reversed(_anchors(tokenizer)):
         whole = _decode(tokenizer, [*anchor_ids, *ids])
         if whole.startswith(before):
             return whole[len(before) :]

@@ -11,10 +11,10 @@ from plad_ray.artifacts import Store
 from plad_ray.config import Experiment
 from plad_ray.config.pairs import NAME
 from plad_ray.stages import Job
-from plad_ray.study import compare, runs
+from plad_ray.study import compare
 from plad_ray.study.arms import MAIN, vary
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.pieces import P_HOLM, TEMPERATURE, how, interval, told_apart
+from plad_ray.study.pieces import DIFFERENCE, P_HOLM, TEMPERATURE, how, interval, told_apart
 from plad_ray.study.result import Cell, Column, Findings, Table
 from plad_ray.study.runs import Runs
 
@@ -46,8 +46,7 @@ def result(job: Job) -> Findings:
     found, arms = Runs.of(job), job.config["facts"]["arms"]
     variants: dict[str, dict[str, Any]] = job.config["settings"]["variants"]
     wanted = {(v, t): found.difference(v, MAIN, t) for t in found.evaluate.temperatures for v in variants}
-    family = found.for_tests(len(wanted))
-    changes = runs.corrected(family.estimates(wanted))
+    changes, made = found.family(wanted)
     rows: list[tuple[Cell, ...]] = [
         (v, ", ".join(f"{key} = {value}" for key, value in variants[v].items()), t, e, e.p if e else None)
         for (v, t), e in changes.items()
@@ -55,12 +54,12 @@ def result(job: Job) -> Findings:
     table = Table(
         key="variants",
         title=f"Variants less the recipe, points of {found.quality}",
-        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {family.how}",
+        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {made}",
         columns=(
             Column(key="variant", label="variant", unit="text"),
             Column(key="changes", label="what changes", unit="text"),
             TEMPERATURE,
-            Column(key="difference", label="difference", unit="points"),
+            DIFFERENCE,
             P_HOLM,
         ),
         rows=tuple(rows),

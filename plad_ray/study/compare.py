@@ -16,9 +16,12 @@ from plad_ray.study import runs, search
 from plad_ray.study.arms import MAIN, Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_scorer
-from plad_ray.study.pieces import ARM, LABELS, P_HOLM, TEMPERATURE, how, points
+from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, LABELS, P_HOLM, TEMPERATURE, how, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Runs
+
+#: by policy and temperature
+Contrasts = dict[tuple[str, float], Interval | None]
 
 
 class Settings(StudySettings):
@@ -55,10 +58,11 @@ def tuned(
 
 def result(job: Job) -> Findings:
     found, arms = Runs.of(job), job.config["facts"]["arms"]
+    contrasted, made = contrasts(found, arms)
     return Findings(
-        summary=tuple(sentences(found, arms)),
+        summary=tuple(sentences(found, arms, contrasted)),
         warnings=tuple(edges(search.choice(job.inputs["search"]))) if "search" in job.inputs else (),
-        tables=(table(found, arms), differences(found, arms), *further(job, found, arms)),
+        tables=(table(found, arms), differences(found, contrasted, made), *further(job, found, arms)),
         figures=(figure(found, arms),),
         confidence=found.evaluate.confidence,
     )
@@ -100,7 +104,7 @@ def table(found: Runs, arms: list[str]) -> Table:
     )
 
 
-def contrasts(found: Runs, arms: list[str]) -> tuple[dict[tuple[str, float], Interval | None], str]:
+def contrasts(found: Runs, arms: list[str]) -> tuple[Contrasts, str]:
     """The main arm's win rate less that of each other policy, corrected as one family, and how the intervals are made."""
     others = [*(arm for arm in arms if arm != MAIN), INITIAL]
     wanted = {
@@ -109,12 +113,10 @@ def contrasts(found: Runs, arms: list[str]) -> tuple[dict[tuple[str, float], Int
         for other in others
         if found.has(other, t)
     }
-    family = found.for_tests(len(wanted))
-    return runs.corrected(family.estimates(wanted)), family.how
+    return found.family(wanted)
 
 
-def differences(found: Runs, arms: list[str]) -> Table:
-    contrasted, made = contrasts(found, arms)
+def differences(found: Runs, contrasted: Contrasts, made: str) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (LABELS.get(other, other), temperature, e, None if e is None else e.p)
         for (other, temperature), e in contrasted.items()
@@ -124,9 +126,9 @@ def differences(found: Runs, arms: list[str]) -> Table:
         title=f"{MAIN} less each of the others, points of {found.quality}",
         note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {made}",
         columns=(
-            Column(key="arm", label="against", unit="text"),
+            AGAINST,
             TEMPERATURE,
-            Column(key="difference", label="difference", unit="points"),
+            DIFFERENCE,
             P_HOLM,
         ),
         rows=tuple(rows),
@@ -205,7 +207,7 @@ def figure(found: Runs, arms: list[str]) -> Figure:
     )
 
 
-def sentences(found: Runs, arms: list[str]) -> list[str]:
+def sentences(found: Runs, arms: list[str], contrasted: Contrasts) -> list[str]:
     said = []
     for t, e in found.teacher_student().items():
         if e is not None:
@@ -215,7 +217,7 @@ def sentences(found: Runs, arms: list[str]) -> list[str]:
         order = ", ".join(f"{arm} {100 * (runs.mean(found.won(arm, t)) or 0):.1f} %" for arm in ranked)
         said.append(f"{how(t)}: {found.quality}: {order}.")
     significant: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
-    for (other, t), e in contrasts(found, arms)[0].items():
+    for (other, t), e in contrasted.items():
         if e is None or e.p is None:
             continue
         verdict = "not told apart from" if e.p > 1 - found.evaluate.confidence else "above" if e.mean > 0 else "below"

@@ -31,7 +31,7 @@ from plad_ray.study.arms import MAIN
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, last_stage, of_run
 from plad_ray.study.judging import Question, preference
-from plad_ray.study.pieces import ARM, LABELS, P_HOLM, points
+from plad_ray.study.pieces import ARM, DIFFERENCE, LABELS, P_HOLM, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import corrected, evaluate_of, for_tests, intervals
 from plad_ray.study.statistics import ends, even_length
@@ -201,7 +201,7 @@ def contrasts(seeds: list[dict[tuple[str, str], Pair]], evaluate: Evaluate) -> l
             columns=(
                 Column(key="arm", label="less", unit="text"),
                 Column(key="against", label="win rate against", unit="text"),
-                Column(key="difference", label="difference", unit="points"),
+                DIFFERENCE,
                 P_HOLM,
             ),
             rows=tuple((LABELS.get(o, o), LABELS.get(t, t), e, e.p if e else None) for (o, t), e in found.items()),

@@ -13,6 +13,8 @@ from plad_ray.study.statistics import ends
 LABELS = {TEACHER: "teacher", INITIAL: "initial student"}
 ARM = Column(key="arm", label="", unit="text")
 TEMPERATURE = Column(key="temperature", label="temperature")
+AGAINST = Column(key="arm", label="against", unit="text")
+DIFFERENCE = Column(key="difference", label="difference", unit="points")
 P_HOLM = Column(key="p", label="p (Holm)", unit="p")
 
 

@@ -19,7 +19,7 @@ from plad_ray.stages import Job, Stage
 from plad_ray.study import runs
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import last_stage, needs_scorer
-from plad_ray.study.pieces import P_HOLM, points
+from plad_ray.study.pieces import DIFFERENCE, P_HOLM, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 
 SIDES = ("chosen", "rejected")
@@ -101,7 +101,7 @@ def result(job: Job) -> Findings:
             Column(key="ties", label="ties", unit="percent"),
             Column(key="longer", label="preferred is longer", unit="percent"),
             Column(key="shorter", label="preferred is shorter", unit="percent"),
-            Column(key="difference", label="difference", unit="points"),
+            DIFFERENCE,
             P_HOLM,
         ),
         rows=tuple(cells),

@@ -101,6 +101,11 @@ class Runs:
             return {}
         return dict(zip(wanted, intervals(self._strata(wanted), self.evaluate, null, self.ids), strict=True))
 
+    def family(self, wanted: Mapping[K, Values]) -> tuple[dict[K, Interval | None], str]:
+        """Estimates of differences, their p-values corrected for being one family, and how the intervals are made."""
+        enough = self.for_tests(len(wanted))
+        return corrected(enough.estimates(wanted)), enough.how
+
     def resampled(self, wanted: Mapping[K, Values]) -> dict[K, np.ndarray]:
         """The means [R] of each over the resamples."""
         means = resampled_means(self._strata(wanted), self.evaluate.bootstrap, 0, self.ids)

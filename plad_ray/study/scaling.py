@@ -14,11 +14,10 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment, StudySettings
 from plad_ray.errors import PladError
 from plad_ray.stages import Job
-from plad_ray.study import runs
 from plad_ray.study.arms import Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_scorer
-from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, band, how, interval, points, told_apart
+from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, P_HOLM, TEMPERATURE, band, how, interval, points, told_apart
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs
 from plad_ray.study.statistics import ends, log_fit, more_for
@@ -213,9 +212,8 @@ def contrasts(measured: Measured) -> tuple[dict[tuple[str, float, float], Interv
         for other in others
         for ours, theirs in zip(measured.arms[first], measured.arms[other], strict=True)
     }
-    family = found.for_tests(len(wanted))
-    corrected = runs.corrected(family.estimates(wanted))
-    return {key: e for key, e in corrected.items() if e is not None}, family.how
+    corrected, made = found.family(wanted)
+    return {key: e for key, e in corrected.items() if e is not None}, made
 
 
 def differences(measured: Measured, between: dict[tuple[str, float, float], Interval], made: str) -> Table:
@@ -224,10 +222,10 @@ def differences(measured: Measured, between: dict[tuple[str, float, float], Inte
         title=f"{next(iter(measured.arms))} less each of the others at the same share, points of {measured.found.quality}",
         note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(between)} rows. {made}",
         columns=(
-            Column(key="arm", label="against", unit="text"),
+            AGAINST,
             TEMPERATURE,
             Column(key="share", label="share", unit="percent", digits=0),
-            Column(key="difference", label="difference", unit="points"),
+            DIFFERENCE,
             P_HOLM,
         ),
         rows=tuple((*key, e, e.p) for key, e in between.items()),
