@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from benchmarks.resident import forget_peak, peak
 from plad_ray.artifacts import Artifact, Store
-from plad_ray.config import Evaluate, Generate, Model, Pairs, Runtime
+from plad_ray.config import Distill, Evaluate, Generate, Model, Pairs, Runtime
 from plad_ray.evaluate import run as evaluation
 from plad_ray.generate import parts, requests
 from plad_ray.generate import run as generate
@@ -59,20 +60,20 @@ def write_prompts(store: Store, count: int) -> Artifact:
 
 
 def write_model(folder: Path) -> Path:
-    """A tokenizer and a config; the fake engine reads no weights."""
-    from transformers import LlamaConfig
+    """So small that a training step is plumbing mostly; the fake engine reads no weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = word_tokenizer(WORDS)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "model.safetensors").touch()
     return folder
 
 
 def generate_job(store: Store, model: Path, runtime: Runtime | None = None) -> Job:
     """Both roles on the prompts of ``store``; by default an engine each."""
-    section = Model(path=str(model), max_length=128).model_dump(mode="json")
+    section = _section(model)
     policies = {
         role: {"model": section, "engine": "fake", "role": role, "draws": [DRAW]} for role in ("teacher", "student")
     }
@@ -87,10 +88,22 @@ def generate_job(store: Store, model: Path, runtime: Runtime | None = None) -> J
     )
 
 
+def _section(model: Path) -> dict[str, Any]:
+    return Model(path=str(model), max_length=128).model_dump(mode="json")
+
+
 def pairs_job(store: Store) -> Job:
     config = {"pairs": Pairs().model_dump(mode="json"), "chat": False, "seed": 0}
     inputs = {"prompts": Artifact(store, "prompts-0"), "responses": Artifact(store, "responses-0")}
     return Job("pairs", config, inputs, Artifact(store, "pairs-0"), Runtime())
+
+
+def training_job(store: Store, model: Path, runtime: Runtime) -> Job:
+    """One epoch of PLaD on the pairs of ``pairs_job``."""
+    training = Distill().model_dump(mode="json", exclude={"select_on_dev", "rounds"})
+    training["objective"] = {"name": "plad_rank", **asdict(Distill().objective.built())}
+    config = {"kind": "distill", "model": _section(model), "training": training, "seed": 0}
+    return Job("distill", config, {"pairs": Artifact(store, "pairs-0")}, Artifact(store, "distill-0"), runtime)
 
 
 def scoring_job(store: Store) -> Job:

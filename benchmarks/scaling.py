@@ -32,6 +32,7 @@ from benchmarks.plumbing import (
     generate_job,
     pairs_job,
     scoring_job,
+    training_job,
     write_model,
     write_prompts,
 )
@@ -47,6 +48,7 @@ from plad_ray.planning import engines, hardware, roofline
 from plad_ray.planning.shapes import Shape
 from plad_ray.reward import run as scoring
 from plad_ray.stages import Job
+from plad_ray.train import run as training
 
 DOCUMENT = Path(__file__).parents[1] / "docs/SCALING.md"
 PROMPTS, GPUS = 10**8, 1000
@@ -104,7 +106,18 @@ def _measured(address: str, workers: int, count: int) -> dict[str, float]:
             began = now()
             run(one)
             found[f"{name}_per_s"] = count / since(began).wall
-        return found | _files(store, job.out)
+        return found | _trained(training_job(store, model, _training(address, workers))) | _files(store, job.out)
+
+
+def _training(address: str, workers: int) -> Runtime:
+    return Runtime.model_validate({"ray_address": address, "train": {"workers": workers}})
+
+
+def _trained(job: Job) -> dict[str, float]:
+    began = now()
+    outcome = training.run(job)
+    seconds = outcome.metrics["train_seconds"]
+    return {"trained_per_s": outcome.rows_out / seconds, "train_start_s": since(began).wall - seconds}
 
 
 def _prompts(store: Store, folder: Path, count: int) -> dict[str, float]:
@@ -170,22 +183,24 @@ def report(raylets: int, counts: list[int], rows: int) -> str:
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}; {raylets} raylets, {rows:,} requests, prompts of "
         f"{PROMPT_WORDS} tokens, responses of up to {RESPONSE_TOKENS}.",
         "",
-        "| fake engines a role | prompts/s | generated rows/s | scored texts/s | pairs: prompts/s | evaluated rows/s |",
-        "|---|---|---|---|---|---|",
+        "| fake engines a role, training workers | prompts/s | generated rows/s | scored texts/s | pairs: prompts/s | "
+        "trained pairs/s | evaluated rows/s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for f in found:
-        rates = (f[f"{stage}_per_s"] for stage in ("prompts", "rows", "scores", "pairs", "evaluate"))
+        rates = (f[f"{stage}_per_s"] for stage in ("prompts", "rows", "scores", "pairs", "trained", "evaluate"))
         lines.append(f"| {f['workers']} | " + " | ".join(f"{rate:,.0f}" for rate in rates) + " |")
     lines += [
         "",
         "| fake engines a role | driver: ms of CPU a row | driver's peak MiB | pairs: ms of CPU a prompt | "
-        "prompts: ms of CPU a row | prompts: bytes held a row | manifest s | checkpoint s |",
-        "|---|---|---|---|---|---|---|---|",
+        "prompts: ms of CPU a row | prompts: bytes held a row | training: s beside its steps | manifest s | checkpoint s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for f in found:
         lines.append(
             f"| {f['workers']} | {f['driver_ms']:.3f} | {f['driver_mib']:.0f} | {f['pairs_ms']:.3f} | "
-            f"{f['prompt_ms']:.3f} | {f['prompt_bytes']:,.0f} | {f['manifest_s']:.2f} | {f['checkpoint_s']:.2f} |"
+            f"{f['prompt_ms']:.3f} | {f['prompt_bytes']:,.0f} | {f['train_start_s']:.1f} | "
+            f"{f['manifest_s']:.2f} | {f['checkpoint_s']:.2f} |"
         )
     return "\n".join([*lines, "", *prediction(found[-1])])
 

@@ -200,10 +200,12 @@ class Artifact:
     def batches(
         self, columns: list[str] | None = None, wanted: pads.Expression | None = None, folder: str = "rows"
     ) -> Iterator[pa.RecordBatch]:
-        """The rows that ``wanted`` holds for, in order and a few thousand at a time: pyarrow's own read-ahead would hold
-        most of a table in memory."""
-        ahead = {"batch_size": BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1}
-        yield from self.dataset(folder).to_batches(columns=columns, filter=wanted, **ahead)
+        """The rows that ``wanted`` holds for, in order and a few thousand at a time. One row group after another: a scan of
+        the whole dataset reads a GiB ahead of a slow reader, whatever read-ahead it is told."""
+        dataset = self.dataset(folder)
+        for fragment in dataset.get_fragments(wanted):
+            for group in fragment.split_by_row_group(wanted, dataset.schema):
+                yield from group.to_batches(dataset.schema, columns=columns, filter=wanted, batch_size=BATCH_ROWS)
 
     def rows(self, columns: list[str] | None = None, folder: str = "rows") -> Iterator[dict[str, Any]]:
         for batch in self.batches(columns, folder=folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pyarrow as pa
 import pytest
@@ -135,3 +136,15 @@ def test_a_renamed_file_in_a_folder_is_other_content(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("same")
     assert hash_path(tmp_path / "one") != hash_path(tmp_path / "two")
+
+
+def test_a_slow_reader_of_a_large_table_holds_little_of_it(tmp_path):
+    artifact = Artifact(Store(str(tmp_path)), "large-1")
+    for part in range(20):
+        artifact.write_rows(pa.table({"x": [f"{part}-{i}".ljust(1000, "x") for i in range(2000)]}), f"part-{part:05d}")
+    before = pa.total_allocated_bytes()
+    batches = artifact.batches(["x"])
+    first = next(batches)["x"]
+    time.sleep(0.5)  # whatever reads ahead has the time to
+    assert pa.total_allocated_bytes() - before < 10 * 2**20  # of 40
+    assert [*first.to_pylist(), *(x for b in batches for x in b["x"].to_pylist())] == artifact.table()["x"].to_pylist()
