@@ -85,6 +85,7 @@ def slices(inputs: Mapping[str, Artifact], split: str, limit: int | None = None)
         for number in range(-(-count // size)):
             yield {key: Artifact(Store(folder), f"{number}/{key}") for key in inputs}
             shutil.rmtree(Path(folder) / str(number))
+            pa.default_memory_pool().release_unused()
 
 
 def _cut(artifact: Artifact, folder: Path, key: str, places: Places, split: str, size: int, count: int) -> None:
