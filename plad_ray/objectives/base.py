@@ -61,7 +61,7 @@ class Rollout:
 class Objective:
     """Base of all objectives. Subclasses are frozen dataclasses."""
 
-    #: what a training row holds; the pair builder reads it.
+    #: what a training row holds; the pair builder reads it. A property where a field decides.
     trains_on: ClassVar[Table] = "pairs"
     #: whether ``scores_BK`` must be real numbers, so that a scorer has to be configured.
     needs_scores: ClassVar[bool] = False
@@ -144,6 +144,11 @@ def sequence_logps(values_BKT: Tensor, mask_BKT: Tensor, reduction: Reduction) -
 def rows(mask_BKT: Tensor) -> Tensor:
     """[B] 1.0 where the row is real, 0.0 where it is padding."""
     return mask_BKT.flatten(1).any(-1).to(torch.float32)
+
+
+def nll_of_first(values: Values, mask_BKT: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of each row's first text, summed over its tokens, and the number of those."""
+    return -(values["logp"][:, 0] * mask_BKT[:, 0]).sum(), mask_BKT[:, 0].sum().float()
 
 
 def lengths(mask_BT: Tensor) -> tuple[Tensor, Tensor]:

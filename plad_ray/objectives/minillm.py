@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from plad_ray.errors import PladError
-from plad_ray.objectives.base import Objective, Rollout, Table, Terms, Values, lengths, rows
+from plad_ray.objectives.base import (
+    Objective,
+    Rollout,
+    Table,
+    Terms,
+    Values,
+    check_not_negative,
+    lengths,
+    nll_of_first,
+    rows,
+)
 from plad_ray.objectives.divergences import kl, log_probs
 
 
@@ -21,7 +30,8 @@ class MiniLlm(Objective):
     - long horizon: −Σ_t w_t·R_{t+1}·log q(y_t), R_{t+1} = Σ_{t'>t} r_{t'} with r_t = log p(y_t) − log q(y_t), divided by
       the T − t − 1 rewards it sums when ``length_normalization``; w_t = q(y_t)/p̃(y_t). No gradient through w and R;
     - ``lm_weight`` × the NLL of the reference a token, where it is not 0 (the paper's pre-training loss; its data are
-      here the human texts of the distillation prompts). At 0 the references are not needed.
+      here the human texts of the distillation prompts), or ``sft_weight`` × that of the pair's chosen text (the
+      teacher's), as plad_rank has it. With both at 0 neither text is needed.
 
     ``clip`` is PPO's: min(w·R, clamp(w, 1 ± clip)·R), w being differentiated in place of log q, which is the same inside
     the range. ``reward_clip`` bounds |r_t|. None switches either off. Every term is the mean over its tokens of the step.
@@ -34,23 +44,35 @@ class MiniLlm(Objective):
     set ``lora.dropout`` to 0, or w holds the noise of it.
     """
 
-    trains_on: ClassVar[Table] = "references"
     teacher_mix: float = 0.2
     length_normalization: bool = True
     clip: float | None = 0.2
     reward_clip: float | None = 100.0
     lm_weight: float = 0.0
+    sft_weight: float = 0.0
     rollout_every: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_mix < 1:
             raise PladError(f"distill.objective.teacher_mix must lie in [0, 1) (given: {self.teacher_mix})")
-        if self.lm_weight < 0:
-            raise PladError(f"distill.objective.lm_weight must not be negative (given: {self.lm_weight})")
+        check_not_negative(self, "lm_weight", "sft_weight")
+        if self.lm_weight and self.sft_weight:
+            raise PladError(
+                "distill.objective.lm_weight is on the reference and sft_weight on the teacher's text, and a training row "
+                f"holds one of them (given: {self.lm_weight} and {self.sft_weight}); set one to 0"
+            )
         for name in ("clip", "reward_clip"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise PladError(f"distill.objective.{name} must be positive, or null for none (given: {value})")
+
+    @property
+    def trains_on(self) -> Table:  # type: ignore[override]
+        return "chosen" if self.sft_weight else "references"
+
+    @property
+    def nll_weight(self) -> float:
+        return self.lm_weight + self.sft_weight
 
     @property
     def logits_of(self) -> tuple[str, ...]:
@@ -58,7 +80,7 @@ class MiniLlm(Objective):
 
     @property
     def rollout(self) -> Rollout:
-        return Rollout(teacher_mix=self.teacher_mix, every=self.rollout_every, replaces=self.lm_weight == 0)
+        return Rollout(teacher_mix=self.teacher_mix, every=self.rollout_every, replaces=self.nll_weight == 0)
 
     def per_token(self, logits_NV: Tensor, frozen_NV: Mapping[str, Tensor], ids_N: Tensor) -> Values:
         p_NV, q_NV = log_probs(frozen_NV["teacher"]), log_probs(logits_NV)
@@ -68,7 +90,7 @@ class MiniLlm(Objective):
     def counts(self, mask_BKT: Tensor) -> dict[str, Tensor]:
         tokens = mask_BKT[:, -1].sum().float()
         counts = {"single_step": tokens, "long_horizon": tokens}
-        return counts | {"nll": mask_BKT[:, 0].sum().float()} if self.lm_weight else counts
+        return counts | {"nll": mask_BKT[:, 0].sum().float()} if self.nll_weight else counts
 
     def loss(self, values: Values, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
         mask_BT = mask_BKT[:, -1]
@@ -86,10 +108,10 @@ class MiniLlm(Objective):
             "importance": ((weight_BT.detach() * mask_BT).sum(), tokens),
             "lengths/sampled": lengths(mask_BT),
         }
-        if self.lm_weight:
-            nll = -(values["logp"][:, 0] * mask_BKT[:, 0]).sum()
-            sums["nll"] = self.lm_weight * nll
-            metrics["nll"] = nll.detach(), mask_BKT[:, 0].sum().float()
+        if self.nll_weight:
+            nll, texts = nll_of_first(values, mask_BKT)
+            sums["nll"] = self.nll_weight * nll
+            metrics["nll"] = nll.detach(), texts
         return Terms(sums, metrics)
 
     def importance(self, logp_BT: Tensor, sampled_BT: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from plad_ray.objectives.base import (
     Terms,
     Values,
     check_not_negative,
+    nll_of_first,
     preference_metrics,
     rows,
     sequence_logps,
@@ -52,9 +53,9 @@ class PairLoss(Objective):
         if self.hinged:
             metrics["active"] = ((loss_B.detach() > 0).float() * row_B).sum(), row_B.sum()
         if self.sft_weight:
-            nll = -(values["logp"][:, 0] * mask_BKT[:, 0]).sum()
+            nll, tokens = nll_of_first(values, mask_BKT)
             sums["nll"] = self.sft_weight * nll
-            metrics["nll"] = nll.detach(), mask_BKT[:, 0].sum().float()
+            metrics["nll"] = nll.detach(), tokens
         return Terms(sums, metrics)
 
 

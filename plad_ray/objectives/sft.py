@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from plad_ray.objectives.base import Objective, Table, Terms, Values
+from plad_ray.objectives.base import Objective, Table, Terms, Values, nll_of_first
 
 
 @dataclass(frozen=True)
@@ -22,11 +21,8 @@ class Sft(Objective):
         return {"nll": mask_BKT[:, 0].sum().float()}
 
     def loss(self, values: Values, mask_BKT: Tensor, scores_BK: Tensor) -> Terms:
-        nll = -(values["logp"][:, 0] * mask_BKT[:, 0]).sum()
-        tokens = mask_BKT[:, 0].sum().float()
-        with torch.no_grad():
-            metrics = {"logps/chosen_token": (-nll, tokens)}
-        return Terms({"nll": nll}, metrics)
+        nll, tokens = nll_of_first(values, mask_BKT)
+        return Terms({"nll": nll}, {"logps/chosen_token": (-nll.detach(), tokens)})
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,33 @@ def test_js_at_a_half_is_the_mean_of_both_terms_of_scipys():
 
 
 @pytest.mark.parametrize("divergence", ["kl", "rkl", "js", "tvd"])
+def test_the_sft_term_is_on_the_teachers_text(divergence):
+    """Student and teacher alike (uniform over 4 tokens): the divergence is 0, and 3 × the NLL of y a token is 3 ln 4."""
+    objective = build("fdistill", {"divergence": divergence, "sft_weight": 3.0})
+    assert objective.reads_texts and (divergence == "kl" or not objective.rollout.replaces)
+    shape = (2, 1 if divergence == "kl" else 2, 3, 4)
+    student = torch.zeros(shape, requires_grad=True)
+    ids = torch.ones(shape[:-1], dtype=torch.long)
+    mask = MASK[:, : shape[1]]
+    loss, metrics = total(objective, values(objective, student, {"teacher": torch.zeros(shape)}, ids), mask)
+    assert loss.item() == pytest.approx(3 * math.log(4)) and metrics["nll"] == pytest.approx(math.log(4))
+    loss.backward()
+    on_text = student.grad[:, 0][mask[:, 0]]
+    assert (on_text[:, 1] < 0).all() and (on_text[:, [0, 2, 3]] > 0).all()
+    torch.testing.assert_close(student.grad[:, 1:], torch.zeros_like(student[:, 1:]))
+    torch.testing.assert_close(on_text[:, 1], torch.full((5,), 3 / 5 * (0.25 - 1)))
+
+
+def test_rkl_beside_the_sft_term_stays_on_the_sample():
+    objective = build("fdistill", {"divergence": "rkl", "sft_weight": 0.5})
+    loss, metrics = total(objective, values(objective, STUDENT, {"teacher": TEACHER}, IDS), MASK)
+    p, q = probs(TEACHER), probs(STUDENT)
+    nll = mean(-np.log(q[..., 0]), ON_TEACHER)
+    assert loss.item() == pytest.approx(mean(np_kl(q, p), ON_STUDENT) + 0.5 * nll, rel=1e-5)
+    assert metrics["nll"] == pytest.approx(nll, rel=1e-5)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "rkl", "js", "tvd"])
 def test_gradient_flows_through_q_alone_and_lowers_the_loss(divergence):
     objective = build("fdistill", {"divergence": divergence})
     student = STUDENT.clone().requires_grad_()
@@ -100,6 +129,7 @@ def test_gradient_of_js_goes_through_the_mixture():
         ({"divergence": "kl", "rollout_every": 2}, "draws no samples"),
         ({"divergence": "chi"}, "chi"),
         ({"rollout_every": 0}, "every 1 or more steps"),
+        ({"sft_weight": -1.0}, "sft_weight must not be negative"),
     ],
 )
 def test_refused(params, message):

@@ -23,6 +23,12 @@ def test_one_token_by_hand():
     assert metrics == pytest.approx({"nll": math.log(2), "kl": divergence})
 
 
+def test_the_text_is_the_reference_or_the_pairs_chosen_one():
+    assert build("kd", {}).trains_on == build("kd", {}).table == "references"
+    chosen = build("kd", {"text": "chosen"})
+    assert chosen.trains_on == "chosen" and chosen.table == "pairs"
+
+
 def test_temperature_is_squared_and_tokens_are_averaged():
     """Two rows of 3 and 2 tokens, T = 2: ½ CE + ½·4·KL(p_T‖q_T), both over the five tokens."""
     objective = build("kd", {"temperature": 2.0})
@@ -59,7 +65,10 @@ def test_temperature_keeps_the_gradients_scale():
     torch.testing.assert_close(grads[0], grads[1], rtol=0.02, atol=2e-5)
 
 
-@pytest.mark.parametrize(("params", "message"), [({"kd_ratio": 0}, "objective sft"), ({"temperature": 0}, "positive")])
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [({"kd_ratio": 0}, "objective sft"), ({"temperature": 0}, "positive"), ({"text": "rejected"}, "text")],
+)
 def test_refused(params, message):
     with pytest.raises(PladError, match=message):
         build("kd", params)

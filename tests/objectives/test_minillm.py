@@ -176,16 +176,21 @@ def test_reward_clip_bounds_what_a_token_may_say():
     assert objective.loss(found, mask, torch.zeros(1, 1)).sums["long_horizon"].item() == pytest.approx(5.0)
 
 
-def test_lm_term_on_the_reference():
-    """The reference comes first, the sample last: 2 × mean NLL of its three tokens under uniform q is 2 ln 4."""
-    objective = build("minillm", {"lm_weight": 2.0, "teacher_mix": 0.0})
+@pytest.mark.parametrize(("weight", "table"), [("lm_weight", "references"), ("sft_weight", "chosen")])
+def test_nll_term_on_the_text_of_the_table(weight, table):
+    """The text comes first, the sample last: 2 × mean NLL of its three tokens under uniform q is 2 ln 4."""
+    objective = build("minillm", {weight: 2.0, "teacher_mix": 0.0})
+    assert objective.trains_on == table
     assert not objective.rollout.replaces and objective.reads_texts
-    logits = torch.zeros(1, 2, 3, 4)
+    logits = torch.zeros(1, 2, 3, 4, requires_grad=True)
     ids = torch.zeros(1, 2, 3, dtype=torch.long)
     mask = torch.tensor([[[True, True, True], [True, True, False]]])
-    loss, metrics, _ = sampled(objective, logits, logits, ids, mask)
+    loss, metrics, _ = sampled(objective, logits, logits.detach(), ids, mask)
     assert loss.item() == pytest.approx(2 * math.log(4)) and metrics["nll"] == pytest.approx(math.log(4))
+    loss.backward()
+    torch.testing.assert_close(logits.grad[0, 0, 0], torch.tensor([-0.75, 0.25, 0.25, 0.25]) * 2 / 3)
     alone = build("minillm", {})
+    assert alone.trains_on == "references"
     assert alone.rollout.replaces and not alone.reads_texts and alone.rollout.teacher_mix == 0.2
 
 
@@ -199,7 +204,14 @@ def test_padding_rows_change_nothing():
     assert both.item() == pytest.approx(one.item())
 
 
-@pytest.mark.parametrize("params", [{"teacher_mix": 1.0}, {"lm_weight": -1}, {"clip": 0}, {"reward_clip": -1}])
+@pytest.mark.parametrize(
+    "params", [{"teacher_mix": 1.0}, {"lm_weight": -1}, {"sft_weight": -1}, {"clip": 0}, {"reward_clip": -1}]
+)
 def test_refused(params):
     with pytest.raises(PladError, match=next(iter(params))):
         build("minillm", params)
+
+
+def test_a_row_holds_one_text():
+    with pytest.raises(PladError, match=r"lm_weight is on the reference and sft_weight on the teacher's text.*set one"):
+        build("minillm", {"lm_weight": 1.0, "sft_weight": 0.5})

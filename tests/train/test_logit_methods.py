@@ -52,6 +52,9 @@ METHODS = {
     "rkl": ({"name": "fdistill", "divergence": "rkl"}, ["teacher"], "loss"),
     "minillm": ({"name": "minillm"}, ["teacher"], "reverse_kl"),
     "minillm_lm": ({"name": "minillm", "lm_weight": 0.5, "teacher_mix": 0.0}, ["teacher"], "nll"),
+    "minillm_sft": ({"name": "minillm", "sft_weight": 0.5}, ["teacher"], "nll"),
+    "rkl_sft": ({"name": "fdistill", "divergence": "rkl", "sft_weight": 0.5}, ["teacher"], "nll"),
+    "kd_chosen": ({"name": "kd", "text": "chosen"}, ["teacher"], "nll"),
     "gkd": ({"name": "gkd", "beta": 0.0}, ["teacher"], "loss"),
     "aligndistil": ({"name": "aligndistil", "ratio": 0.5}, ["dpo", "reverse_dpo"], "reverse_kl"),
     "aligndistil_on": (
