@@ -134,15 +134,21 @@ def report(
         list[str],
         typer.Argument(metavar="RUN [RUN]", help="a finished run: its experiment file, or its name in the store"),
     ],
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--study", metavar="NAME", help="RUN is this study: its file, or its experiment's name in the store"
+        ),
+    ] = None,
     store: Annotated[str, typer.Option("--store", help="where runs given by name are")] = "runs",
     out: Annotated[Path, typer.Option("--out", help="the page; its Markdown twin is written beside it")] = Path(
         "report.html"
     ),
 ) -> None:
-    """Write one page of a finished run, or of two compared on the prompts they share."""
+    """Write one page of a finished run or study, or of two runs compared on the prompts they share."""
     from plad_ray.report import command
 
-    for path in command.write(runs, store, out):
+    for path in command.write(runs, store, out, study):
         typer.echo(path)
 
 

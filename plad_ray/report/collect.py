@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import yaml
 
 from plad_ray.artifacts import Artifact
-from plad_ray.config import Evaluate, parse
-from plad_ray.data import demo
-from plad_ray.evaluate.frame import Frame, prompts_of, responses_of
+from plad_ray.config import parse
+from plad_ray.evaluate.frame import Frame
 from plad_ray.evaluate.holm import enough
-from plad_ray.evaluate.table import INITIAL, TEACHER
-from plad_ray.report import sentences
+from plad_ray.report import samples, sentences
 from plad_ray.report.lineage import Step, lineage
+from plad_ray.report.samples import Sample
 from plad_ray.report.significance import Comparison, compare
 from plad_ray.stages import Job
-
-#: samples on a page: at most so many, and of so many characters together
-SAMPLES, SAMPLE_CHARACTERS = 200, 1_500_000
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One text of a sample; ``marks`` (demo task only) are its facts with their verdicts, ``missing`` the lost ones."""
-
-    label: str
-    text: str
-    score: float | None
-    marks: list[demo.Mark] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """``changes``: by arm, its score less the initial student's."""
-
-    prompt: str
-    texts: list[Shown]
-    changes: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -95,7 +68,7 @@ def collect(job: Job) -> Page:
         pairs=pairs,
         curves=curves,
         sft={role: curve(a) for role in ("teacher", "student") if (a := job.inputs.get(f"sft/{role}"))},
-        samples=_samples(job.inputs, metrics, temperature, marked),
+        samples=samples.collect({"": evaluation}, temperature, marked),
         sample_temperature=temperature,
         marked=marked,
         significance=_significance(evaluation, metrics),
@@ -141,55 +114,3 @@ def _significance(evaluation: Artifact, metrics: Mapping[str, Any]) -> list[Comp
     policies = [p["name"] for p in metrics["policies"]]
     settings = (metrics["resamples"], evaluation.manifest["config"]["seed"], metrics["confidence"])
     return compare(Frame.from_rows(evaluation.batches()), policies, metrics["temperatures"], *settings)
-
-
-def _samples(
-    inputs: Mapping[str, Artifact], metrics: Mapping[str, Any], temperature: float, marked: bool
-) -> list[Sample]:
-    """Prompts spread evenly over the evaluated ones, not chosen by how they look."""
-    settings = Evaluate.model_validate(inputs["evaluation"].manifest["config"]["evaluate"])
-    settings = settings.model_copy(update={"temperatures": (temperature,)})
-    prompts = _spread(prompts_of(inputs["prompts"], settings), SAMPLES)
-    policies = [p["name"] for p in metrics["policies"]]
-    texts = {}
-    for source, names in (("responses", [TEACHER, INITIAL]), ("eval_responses", policies)):
-        for row in responses_of(inputs[source], settings, names, prompts).to_pylist():
-            texts[row["policy"], row["prompt_id"]] = row["text"]
-    scores = scores_of(inputs["evaluation"], temperature)
-    labels = {p["name"]: p["label"] for p in metrics["policies"]}
-    samples = []
-    for prompt in prompts.to_pylist():
-        key, shown = prompt["prompt_id"], []
-        if prompt["reference"] is not None:
-            shown.append(("human reference", prompt["reference"], scores.get(("reference", key))))
-        shown += [(labels[p], texts[p, key], scores.get((p, key))) for p in policies if (p, key) in texts]
-        before = scores.get((INITIAL, key))
-        after = {p: scores.get((p, key)) for p in policies if p not in (INITIAL, TEACHER)}
-        changes = {p: v - before for p, v in after.items() if v is not None and before is not None}
-        texts_of = [_shown(prompt["prompt"], *text, marked) for text in shown]
-        samples.append(Sample(prompt["prompt"], texts_of, changes))
-    return thinned(samples)
-
-
-def thinned(samples: list[Sample]) -> list[Sample]:
-    """Every one, or evenly fewer where their text would make the page heavy."""
-    size = sum(len(s.prompt) + sum(len(t.text) for t in s.texts) for s in samples)
-    return samples[:: max(1, -(-size // SAMPLE_CHARACTERS))]
-
-
-def _spread(prompts: pa.Table, count: int) -> pa.Table:
-    places = np.unique(np.linspace(0, prompts.num_rows - 1, min(count, prompts.num_rows)).astype(int))
-    return prompts.take(places)
-
-
-def _shown(prompt: str, label: str, text: str, score: float | None, marked: bool) -> Shown:
-    if not marked:
-        return Shown(label, text, score)
-    return Shown(label, text, score, demo.mark(prompt, text), demo.missing(prompt, text))
-
-
-def scores_of(evaluation: Artifact, temperature: float) -> dict[tuple[str, str], float]:
-    table = evaluation.table(["policy", "prompt_id", "temperature", "score", "reference_score"])
-    rows = table.filter(pc.equal(table["temperature"], temperature)).to_pylist()
-    found = {(row["policy"], row["prompt_id"]): row["score"] for row in rows}
-    return found | {("reference", row["prompt_id"]): row["reference_score"] for row in rows}

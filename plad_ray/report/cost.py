@@ -7,22 +7,37 @@ from dataclasses import dataclass
 
 from plad_ray.report.lineage import Step
 
-#: first matching beginning of a stage's name -> what it is called here, in the order of a run
+#: beginning of a stage's name (the longest that fits) -> what it is called here, in the order of a run
 KINDS = {
     "prompts": "prompts",
+    "preferences": "prompts",
+    "preference-prompts": "prompts",
     "sft-": "supervised fine-tuning",
     "responses": "generation",
     "imported": "generation",
     "eval-responses": "generation for the evaluation",
+    "tax-responses": "generation for the evaluation",
+    "second-": "generation for the evaluation",
+    "samples": "generation for the evaluation",
     "dev-responses": "generation for the choice on dev",
     "scores": "scoring",
     "eval-scores": "scoring",
+    "tax-scores": "scoring",
+    "second-start-scores": "scoring",
+    "second-responses-scores": "scoring",
+    "sample-scores": "scoring",
     "dev-scores": "scoring",
+    "preference-scores": "scoring",
     "pairs": "pairs and lists",
     "lists": "pairs and lists",
     "rejection": "pairs and lists",
     "distill": "distillation",
+    "sweep": "sweep: its driver, waiting for the trials",
+    "average": "averaging of models",
     "select": "choice on dev",
+    "search": "choice on dev",
+    "likelihoods": "likelihoods of texts",
+    "judgements": "judging",
     "evaluate": "evaluation",
 }
 
@@ -45,15 +60,16 @@ def by_stage(steps: Sequence[Step]) -> list[Cost]:
     """A line for every kind that there is, in the order of a run, then the total."""
     groups: dict[str, list[Step]] = {}
     for step in steps:
-        groups.setdefault(_kind(step), []).append(step)
+        groups.setdefault(kind_of(step), []).append(step)
     order = list(dict.fromkeys(KINDS.values()))
     kinds = sorted(groups, key=lambda kind: order.index(kind) if kind in order else len(order))
     total = sum(step.worker_hours for step in steps) or 1
     return [_cost(kind, groups[kind], total) for kind in kinds] + [_cost("all", steps, total)]
 
 
-def _kind(step: Step) -> str:
-    return next((kind for start, kind in KINDS.items() if step.stage.startswith(start)), step.stage)
+def kind_of(step: Step) -> str:
+    """What its stage does, in the words of ``KINDS``; the stage's own name where they have none."""
+    return KINDS.get(max((start for start in KINDS if step.stage.startswith(start)), key=len, default=""), step.stage)
 
 
 def _cost(kind: str, steps: Sequence[Step], total: float) -> Cost:

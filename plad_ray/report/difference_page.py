@@ -11,12 +11,13 @@ from plad_ray.config import Evaluate
 from plad_ray.evaluate.frame import prompts_of, responses_of
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.report import charts, svg
-from plad_ray.report.collect import SAMPLES, Sample, Shown, curve, scores_of, thinned
+from plad_ray.report.collect import curve
 from plad_ray.report.cost import by_stage
 from plad_ray.report.difference import Difference, Row, Run
 from plad_ray.report.html import document
 from plad_ray.report.lineage import lineage
 from plad_ray.report.markdown import costs, escape, fenced
+from plad_ray.report.samples import SAMPLES, Sample, Shown, scores_of, thinned
 from plad_ray.report.sentences import how, interval, number, percent
 
 #: measure -> heading, number of decimals, factor

@@ -20,6 +20,7 @@ from plad_ray.report.text import visible
 
 def render(page: Page) -> str:
     """The page of one run as one HTML document."""
+    nodes = graph.fold(page.lineage)
     return document(
         "report.html.j2",
         page=page,
@@ -32,7 +33,8 @@ def render(page: Page) -> str:
         colours=charts.colours(page.metrics),
         labels={p["name"]: p["label"] for p in page.metrics["policies"]},
         costs=by_stage(page.lineage),
-        graph=graph.draw(page.lineage),
+        nodes=nodes,
+        graph=graph.draw(nodes),
     )
 
 

@@ -14,7 +14,8 @@ from plad_ray.artifacts import Artifact
 @dataclass(frozen=True)
 class Step:
     """One artifact. ``workers`` and ``gpus`` are those it kept busy; ``tokens`` were generated or trained on, ``read``
-    are the prompts'; ``inputs`` are names of artifacts by role; ``settings`` is YAML."""
+    are the prompts'; ``inputs`` are names of artifacts by role; ``settings`` is YAML; ``seed`` tells apart what a stage
+    made in several runs."""
 
     artifact: str
     stage: str
@@ -30,6 +31,15 @@ class Step:
     read: int | None
     inputs: dict[str, str]
     settings: str
+    seed: int | None = None
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """Its role by input, the first where an artifact has several."""
+        found: dict[str, str] = {}
+        for role, name in self.inputs.items():
+            found.setdefault(name, role)
+        return found
 
     @property
     def worker_hours(self) -> float:
@@ -80,6 +90,7 @@ def _step(name: str, manifest: Mapping[str, Any]) -> Step:
         read=_total(metrics.get("prompt_tokens")),
         inputs=dict(sorted(manifest["inputs"].items())),
         settings=yaml.safe_dump(manifest.get("identity", {}), sort_keys=False, allow_unicode=True),
+        seed=manifest.get("config", {}).get("seed"),
     )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from plad_ray.pairs.stats import render as render_pairs
 from plad_ray.report import charts
-from plad_ray.report.collect import Page, Sample
+from plad_ray.report.collect import Page
 from plad_ray.report.cost import Cost, by_stage
 from plad_ray.report.html import count, duration, hours
 from plad_ray.report.lineage import Step
+from plad_ray.report.samples import Sample
 from plad_ray.report.sentences import how, interval, number, percent
 from plad_ray.report.text import visible
 
@@ -17,7 +18,6 @@ SAMPLES = 6
 
 
 def render(page: Page) -> str:
-    few = page.samples[:: max(1, len(page.samples) // SAMPLES)][:SAMPLES]
     parts = [
         [f"# {escape(page.name)}", ""],
         [f"- {'**Warning:** ' if s.kind == 'warning' else ''}{escape(s.text)}" for s in page.sentences],
@@ -25,7 +25,7 @@ def render(page: Page) -> str:
         ["", "## Which differences are significant", "", *_significance(page)] if page.significance else [],
         ["", "## Arms", "", *(f"- **{escape(arm)}**: {escape(text)}" for arm, text in page.objectives.items())],
         ["", "## Training data", "", *_pairs(page)],
-        ["", f"## Samples ({how(page.sample_temperature)})", "", *(_sample(s) for s in few)],
+        ["", f"## Samples ({how(page.sample_temperature)})", "", *samples(page.samples)],
         ["## Settings", "", fenced(page.settings, "yaml")],
         ["", "## Cost", "", *costs(by_stage(page.lineage))],
         ["", "## Lineage", "", *lineage(page.lineage)],
@@ -69,6 +69,12 @@ def _pairs(page: Page) -> list[str]:
     for arm, summary in page.pairs.items():
         lines += [f"**{escape(arm)}**", "", fenced(render_pairs(summary)), ""]
     return lines
+
+
+def samples(found: Sequence[Sample]) -> list[str]:
+    """A few of them, spread evenly."""
+    few = found[:: max(1, len(found) // SAMPLES)][:SAMPLES]
+    return [_sample(sample) for sample in few]
 
 
 def _sample(sample: Sample) -> str:

@@ -96,6 +96,14 @@
     }
   }
 
+  /* A link into a closed list opens it. */
+  for (const link of document.querySelectorAll("a[href^='#']")) {
+    link.addEventListener("click", () => {
+      const list = document.getElementById(link.getAttribute("href").slice(1))?.closest("details");
+      if (list) list.open = true;
+    });
+  }
+
   /* Samples: filtered by text and by change of score, ordered, a few at a time. */
   const PAGE = 6;
   for (const form of document.querySelectorAll("form[data-filter]")) {

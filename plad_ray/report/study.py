@@ -8,18 +8,19 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from plad_ray.artifacts import Artifact, Store
 from plad_ray.report import graph, svg
 from plad_ray.report.charts import COLOURS, Chart
 from plad_ray.report.cost import by_stage
 from plad_ray.report.figure import alone
 from plad_ray.report.html import document
-from plad_ray.report.lineage import lineage
 from plad_ray.report.sentences import Sentence, percent
+from plad_ray.report.sources import Sources
 from plad_ray.study.result import Axis, Column, Figure, Interval, Series, StudyResult, Table
 from plad_ray.study.shown import number
 
 SIZE = (540, 300)
+#: rows of a list of artifacts that is open when the page is
+FEW = 30
 P = Column(key="p", label="p", unit="p")
 FACTOR = {"percent": 100, "points": 100}
 
@@ -34,10 +35,10 @@ class Shown:
     sign: int = 0
 
 
-def render_study(result: StudyResult, store: Store | None = None) -> str:
-    """The page as one HTML document. With ``store``, where the result's artifacts lie, their whole lineage and its cost are
-    on it; without, their names alone."""
-    steps = lineage([Artifact(store, name) for name in sorted(set(result.artifacts.values()))]) if store else []
+def render_study(result: StudyResult, sources: Sources | None = None) -> str:
+    """The page as one HTML document. Without ``sources`` the artifacts' names alone are on it."""
+    sources = sources or Sources()
+    nodes = graph.fold(sources.steps)
     return document(
         "study.html.j2",
         result=result,
@@ -47,9 +48,12 @@ def render_study(result: StudyResult, store: Store | None = None) -> str:
         shown=_cells,
         level=percent(result.confidence, 0),
         settings=yaml.safe_dump(result.settings, sort_keys=False, allow_unicode=True) if result.settings else "",
-        steps=steps,
-        graph=graph.draw(steps) if steps else Markup(),
-        costs=by_stage(steps),
+        samples=sources.samples,
+        artifacts=len(sources.steps),
+        few=FEW,
+        nodes=nodes,
+        graph=graph.draw(nodes) if nodes else Markup(),
+        costs=by_stage(sources.steps),
         is_text=_is_text,
     )
 

@@ -41,4 +41,4 @@ class Study(Generic[S]):
     plan: Callable[[Experiment, S, Store], Plan]
     result: Callable[[Job], Findings]
     paper: str = ""
-    version: int = 2
+    version: int = 3

@@ -16,7 +16,7 @@ from plad_ray.evaluate.holm import holm
 from plad_ray.pairs import lists, rejection
 from plad_ray.report import graph, lineage, sentences, significance, svg, terminal
 from plad_ray.report import run as report_run
-from plad_ray.report.cost import by_stage
+from plad_ray.report.cost import by_stage, kind_of
 from plad_ray.report.markdown import fenced
 from plad_ray.report.text import visible
 from plad_ray.stages import Job
@@ -133,7 +133,8 @@ def test_holm_by_hand() -> None:
 def step(stage: str, inputs: tuple[str, ...] = (), **more) -> lineage.Step:
     values = {"rows_in": 1, "rows_out": 1, "dropped": {}, "started": "", "seconds": 0.0, "workers": 1, "gpus": 0}
     values |= {"tokens": None, "read": None, "settings": "{}", **more}
-    return lineage.Step(artifact=stage, stage=stage, digest="0", inputs={name: name for name in inputs}, **values)
+    identity = {"artifact": stage, "digest": "0", "inputs": {name: name for name in inputs}}
+    return lineage.Step(stage=stage, **{**identity, **values})
 
 
 def test_cost_counts_workers_and_gpus_by_kind_of_stage() -> None:
@@ -162,8 +163,59 @@ def test_workers_of_a_stage_are_read_off_its_manifest() -> None:
 
 def test_the_graph_draws_what_no_other_path_implies() -> None:
     steps = [step("a"), step("b", ("a",)), step("c", ("a", "b")), step("d", ("c", "a"))]
-    assert graph.direct(steps) == [("a", "b"), ("b", "c"), ("c", "d")]
-    assert graph.layers(steps) == [["a"], ["b"], ["c"], ["d"]]
+    nodes = graph.fold(steps)
+    assert graph.direct(nodes) == [("a", "b"), ("b", "c"), ("c", "d")]
+    assert graph.layers(nodes) == [["a"], ["b"], ["c"], ["d"]]
+
+
+def several(seeds: int, arms: int) -> list[lineage.Step]:
+    """Prompts, every arm and the evaluation of each seed."""
+    steps = []
+    for s in range(seeds):
+        steps.append(step("prompts", artifact=f"p{s}", seed=s))
+        trained = [step(f"distill-try{a}", (f"p{s}",), artifact=f"d{s}-{a}", seed=s) for a in range(arms)]
+        steps += [*trained, step("evaluate", (f"p{s}", *(t.artifact for t in trained)), artifact=f"e{s}", seed=s)]
+    return steps
+
+
+def test_what_a_stage_made_under_several_seeds_is_one_box() -> None:
+    nodes = graph.fold(several(seeds=3, arms=2))
+    assert [(node.title, len(node.steps), node.rows) for node in nodes] == [
+        ("prompts", 3, 3), ("distill-try0", 3, 3), ("distill-try1", 3, 3), ("evaluate", 3, 3)
+    ]  # fmt: skip
+    assert [[s.seed for s in node.steps] for node in nodes] == [[0, 1, 2]] * 4
+    assert graph.layers(nodes) == [["prompts:0"], ["distill-try0:1", "distill-try1:1"], ["evaluate:2"]]
+    assert len(graph.direct(nodes)) == 4, "evaluation's own edge from the prompts is implied"
+
+
+def test_many_trials_are_one_box_and_the_table_has_them_all() -> None:
+    steps = several(seeds=12, arms=12)
+    nodes = graph.fold(steps)
+    assert [(node.title, len(node.steps)) for node in nodes] == [("prompts", 12), ("distill", 144), ("evaluate", 12)]
+    drawn = graph.draw(nodes)
+    assert drawn.count("data-node=") == 3 and "144 runs, 144 rows" in drawn and 'href="#distill:1"' in drawn
+    assert len(graph.fold(several(seeds=1, arms=graph.WIDE))) == graph.WIDE + 2, "as many as can be read stay apart"
+
+
+def test_alike_stages_one_behind_the_other_are_not_one_box() -> None:
+    """Rounds: what was trained writes the text that the next is trained on."""
+    steps = [step("distill"), step("responses", ("distill",)), step("distill", ("responses",), artifact="second")]
+    nodes = graph.fold(steps)
+    assert graph.layers(nodes) == [["distill"], ["responses"], ["second"]]
+
+
+def test_cost_of_what_only_studies_have() -> None:
+    names = (
+        "second-start",
+        "second-start-scores",
+        "tax-responses",
+        "average-plad-20",
+        "preference-scores-plain",
+        "own",
+    )
+    assert [kind_of(step(name)) for name in names] == [
+        "generation for the evaluation", "scoring", "generation for the evaluation", "averaging of models", "scoring", "own"
+    ]  # fmt: skip
 
 
 def test_a_run_without_scorer_has_a_report(tmp_path) -> None:

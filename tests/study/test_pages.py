@@ -6,8 +6,10 @@ from io import StringIO
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from rich.console import Console
 
+from plad_ray.report import command
 from plad_ray.report.study import draw
 from plad_ray.study import markdown, shown, terminal
 from plad_ray.study.result import Axis, Column, Figure, Interval, Line, Series, StudyResult, Table
@@ -72,3 +74,17 @@ def test_figures_are_drawn_the_same_each_time(kind):
     assert {"F", "a", "b", "even", "here"} <= {
         e.text for e in ElementTree.fromstring(drawn).iter() if e.tag.endswith("text")
     }
+
+
+def test_a_study_is_rendered_again_by_its_file(here, tmp_path):
+    exp, settings = here.experiment(), {"width": 2, "minimum": 1, "seeds": [1, 0]}
+    found, store, last = here.run("length", exp, **settings)
+    file, out = tmp_path / "study.yaml", tmp_path / "again.html"
+    raw = exp.model_dump(mode="json", exclude_defaults=True)
+    file.write_text(yaml.safe_dump({**raw, "study": settings}))
+    assert command.write([str(file)], "nowhere", out, "length")[0] == out
+    page = out.read_text()
+    assert page == store.read_bytes(last.artifact(store).file("files/study.html")).decode()
+    assert "of seed 1, spread evenly" in page and "distill</text>" in page and "2 runs, " in page
+    for name in found.artifacts.values():
+        assert f'<tr id="{name}">' in page
