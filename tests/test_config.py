@@ -26,6 +26,8 @@ EXPERIMENT: dict[str, Any] = {
 
 
 PICK = ["scorer.name=demo", "pairs.lists=[{policy: student, temperature: 0.2}, {policy: teacher, temperature: 0.7}]"]
+GREEDY = "pairs.chosen={policy: teacher, temperature: 0.0}"
+SAME_DRAW = "pairs.chosen={policy: student, temperature: 0.7, sample: 1}"
 HOT = ["pairs.rejection.temperatures=[2.0]", "scorer.name=demo"]
 
 
@@ -109,6 +111,32 @@ def test_unknown_keys_and_wrong_values_are_named(tmp_path, override, expected):
         (["pairs.chosen={policy: student, temperature: 0.7}"], ["the same text"]),
         (["distill.objective.name=plad_margin"], ["scorer.name"]),
         (["pairs.reward_share=0.5"], ["pairs.reward_share of arm distilled", "scorer.name"]),
+        (
+            ["pairs.min_self_consistency=0.8"],
+            ["pairs.min_self_consistency of arm", "one is drawn", "teacher.draw.samples"],
+        ),
+        (
+            ["pairs.min_self_consistency=0.8", "teacher.draw={temperatures: [0.0], samples: 4}", GREEDY],
+            ["pairs.min_self_consistency of arm distilled", "greedy samples are all the same"],
+        ),
+        (["pairs.min_agreement=0.8"], ["pairs.min_agreement of arm", "teacher.draw.samples or student.draw.samples"]),
+        (
+            ["pairs.min_agreement=0.8", "student.draw.samples=2"],
+            ["pairs.min_agreement of arm distilled", "scorer.name"],
+        ),
+        (
+            ["pairs.min_agreement=0.8", "student.draw.samples=2", "pairs.reward_share=0.5", "scorer.name=demo"],
+            ["pairs.min_agreement of arm distilled", "pairs.reward_share 0.5", "one of the two"],
+        ),
+        (
+            ["pairs.min_agreement=0.8", "student.draw.samples=2", "scorer.name=demo", SAME_DRAW],
+            ["pairs.min_agreement of arm distilled", "samples of one draw"],
+        ),
+        (
+            ["compare.x.pairs.min_agreement=0.8", "scorer.name=demo", "data.pairs=x.jsonl"],
+            ["pairs.min_agreement of arm x", "data.pairs brings finished pairs"],
+        ),
+        (["data.split_seed=3"], ["data.split_seed", "new posts for every seed"]),
         (["pairs.reward_share=1.5"], ["pairs.reward_share", "1.5"]),
         (["distill.objective.name=lipo"], ["scorer.name"]),
         (["distill.objective.name=lipo", *PICK], ["pairs.lists of arm distilled", "0.2", "student.draw.temperatures"]),
@@ -174,6 +202,21 @@ def test_arms_of_each_kind_of_table_share_what_they_can(tmp_path):
     other = plan(load(write(tmp_path), [*overrides, "pairs.rejection.beta=2.0", "pairs.reward_share=0.5"])).stages
     changed = {name for name in tables if other[name].digest != tables[name].digest}
     assert changed == {"pairs", "rejection-rso"}
+
+
+def test_a_filter_is_part_of_the_name_of_pairs_alone_and_where_it_is_on(tmp_path):
+    overrides = ["scorer.name=demo", "student.draw.samples=4", "teacher.draw.samples=4"]
+    overrides += [f"compare.{name}.distill.objective.name={name}" for name in ("rso", "lipo")]
+    base = plan(load(write(tmp_path), overrides)).stages
+    assert base["pairs"].config["pairs"].keys() == {
+        "chosen", "rejected", "reward_share", "drop_truncated_chosen", "limit"
+    }  # fmt: skip
+    for key in ("pairs.min_agreement", "pairs.min_self_consistency"):
+        other = plan(load(write(tmp_path), [*overrides, f"{key}=0.5"])).stages
+        tables = {name for name, stage in other.items() if "pairs" in stage.config}
+        assert {n for n in tables if other[n].digest != base[n].digest} == {"pairs"}
+        off = plan(load(write(tmp_path), [*overrides, f"{key}=null"])).stages
+        assert {n: s.digest for n, s in off.items()} == {n: s.digest for n, s in base.items()}
 
 
 def test_imported_teacher_text_is_scored_too(tmp_path):

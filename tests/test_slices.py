@@ -12,7 +12,7 @@ from benchmarks import plumbing
 from plad_ray import artifacts
 from plad_ray import slices as module
 from plad_ray.artifacts import Store
-from plad_ray.config import Evaluate, Pairs, Rejection
+from plad_ray.config import Evaluate, Pairs, Pick, Rejection
 from plad_ray.errors import PladError
 from plad_ray.evaluate import run as evaluation
 from plad_ray.generate import parts
@@ -132,7 +132,12 @@ def test_texts_to_be_scored_come_with_their_prompts(tmp_path, monkeypatch) -> No
 
 SECTION = {"chat": False, "seed": 0}
 EVALUATION = {"arms": {"distilled": "distilled"}, "scorer": True, "seed": 0}
+GREEDY, SAMPLED = Pick(policy="teacher", temperature=0.0), Pick(policy="student", temperature=0.7)
+CONSISTENT = Pairs(chosen=SAMPLED, rejected=GREEDY, min_self_consistency=0.1, drop_truncated_chosen=False)
+AGREEING = Pairs(chosen=GREEDY, rejected=SAMPLED, min_agreement=0.5, drop_truncated_chosen=False)
 STAGES = {
+    "pairs-consistent": (build.run, SECTION, CONSISTENT),
+    "pairs-agreeing": (build.run, SECTION, AGREEING),
     "lists": (lists.run, SECTION, Pairs()),
     "lists-limit": (lists.run, SECTION, Pairs(limit=8)),
     "rejection": (rejection.run, SECTION, Pairs(rejection=Rejection(keep=2))),

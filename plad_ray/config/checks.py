@@ -44,6 +44,12 @@ def _check_finished(arm: str, pairs: Pairs, kind: str) -> None:
         raise ValueError(
             f"pairs.reward_share of arm {arm}: the finished pairs of data.pairs keep their order; set it to 0"
         )
+    for name in ("min_self_consistency", "min_agreement"):
+        if getattr(pairs, name) is not None:
+            raise ValueError(
+                f"pairs.{name} of arm {arm} looks at several samples of a prompt, and data.pairs brings finished pairs; "
+                "leave it out"
+            )
 
 
 def _check_sides(data: Data, roles: Roles, arm: str, pairs: Pairs) -> None:
@@ -53,6 +59,39 @@ def _check_sides(data: Data, roles: Roles, arm: str, pairs: Pairs) -> None:
         raise ValueError(
             f"pairs.chosen and pairs.rejected of arm {arm} are the same text: every pair would be identical"
         )
+    if pairs.min_self_consistency is not None:
+        _check_samples(data, roles, f"pairs.min_self_consistency of arm {arm}", (pairs.chosen,))
+    if pairs.min_agreement is not None:
+        _check_agreement(data, roles, f"pairs.min_agreement of arm {arm}", pairs)
+
+
+def _check_agreement(data: Data, roles: Roles, what: str, pairs: Pairs) -> None:
+    sides = (pairs.chosen, pairs.rejected)
+    if pairs.reward_share > 0:
+        raise ValueError(
+            f"{what} asks whether the policies' order can be relied on, and pairs.reward_share {pairs.reward_share:g} "
+            "orders pairs against it; use one of the two"
+        )
+    if len({(side.policy, side.temperature) for side in sides}) == 1:
+        raise ValueError(
+            f"{what}: pairs.chosen and pairs.rejected are samples of one draw, neither of which is the better one more "
+            "often; leave it out"
+        )
+    _check_samples(data, roles, what, sides)
+
+
+def _check_samples(data: Data, roles: Roles, what: str, sides: tuple[Pick, ...]) -> None:
+    """There are two samples of one of ``sides`` at least, as far as is known: of imported text nothing is."""
+    for side in sides:
+        role = roles[side.policy]
+        imported = side.policy == "teacher" and data.responses is not None
+        if imported or (role is not None and side.temperature > 0 and role.draw.samples > 1):
+            return
+    names = " or ".join(dict.fromkeys(f"{side.policy}.draw.samples" for side in sides))
+    raise ValueError(
+        f"{what} looks at several samples of a prompt, and one is drawn: raise {names} to 2 or more, at a temperature "
+        "above 0 (greedy samples are all the same)"
+    )
 
 
 def _check_lists(data: Data, roles: Roles, arm: str, pairs: Pairs) -> None:

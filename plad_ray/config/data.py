@@ -38,6 +38,11 @@ class Data(Section):
         description="how `path` is split; train and distill are the paper's two equal shards",
     )
     group_split: bool = Field(True, description="rows of one group stay in one split (no leakage)")
+    split_seed: int | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # prompts that were made before keep their name
+        description="of the splits that are cut, the same for every seed of a study; null: the experiment's seed",
+    )
     limit: Count | None = Field(None, description="a pilot: at most this many rows in each split")
     max_prompt_chars: Count | None = None
     facts: tuple[Annotated[int, Field(ge=1, le=20)], ...] | None = Field(
@@ -68,6 +73,8 @@ class Data(Section):
             raise ValueError(
                 "data.facts are one or more numbers, of the demo's posts: other sources have their own texts"
             )
+        if self.split_seed is not None and self.source == "demo":
+            raise ValueError("data.split_seed: the demo has new posts for every seed and cuts none; leave it out")
         if abs(sum(self.fractions.values()) - 1) > 1e-6:
             raise ValueError(f"data.fractions must add up to 1; they add up to {sum(self.fractions.values()):g}")
         if self.responses and self.pairs:

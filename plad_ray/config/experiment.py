@@ -54,6 +54,7 @@ class Experiment(Section):
             ("merge.top below 1", self.merge is not None and self.merge.top < 1),
             *((f"objective of arm {n}", d.objective.built().needs_scores) for n, (_, d) in self.arms().items()),
             *((f"pairs.reward_share of arm {n}", p.reward_share > 0) for n, (p, _) in self.arms().items()),
+            *((f"pairs.min_agreement of arm {n}", p.min_agreement is not None) for n, (p, _) in self.arms().items()),
         ]
         for what, needed in needs_scorer:
             if needed and self.scorer is None:

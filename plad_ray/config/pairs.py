@@ -32,6 +32,18 @@ class Pairs(Section):
     chosen: Pick = Pick(policy="teacher", temperature=0.7)
     rejected: Pick = Pick(policy="student", temperature=0.7)
     reward_share: Fraction = Field(0.0, description="share of the pairs that the reward orders; nested as it grows")
+    min_self_consistency: Fraction | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # pairs that were made before keep their name
+        description="drop prompts on which the chosen side's policy agrees less with itself: mean ROUGE-L F1 over all pairs "
+        "of its samples at that temperature",
+    )
+    min_agreement: Fraction | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="drop prompts on which, of all combinations of the two sides' samples, the chosen side's is the better "
+        "one by the scorer in a smaller share (ties count half)",
+    )
     lists: tuple[Pick, ...] | None = Field(None, description="candidates of list-wise objectives; null: every text")
     rejection: Rejection = Rejection()
     drop_truncated_chosen: bool = True
@@ -39,12 +51,16 @@ class Pairs(Section):
 
     def read_by(self, kind: str) -> dict[str, Any]:
         """The settings that a table of ``kind`` (pairs, lists, rejection) depends on."""
-        others = {"chosen", "rejected", "reward_share", "lists", "rejection"} - READ[kind]
+        others = set().union(*READ.values()) - READ[kind]
         return self.model_dump(mode="json", exclude=others)
 
 
 #: beside drop_truncated_chosen and limit, which every kind reads
-READ = {"pairs": {"chosen", "rejected", "reward_share"}, "lists": {"lists"}, "rejection": {"rejection"}}
+READ = {
+    "pairs": {"chosen", "rejected", "reward_share", "min_self_consistency", "min_agreement"},
+    "lists": {"lists"},
+    "rejection": {"rejection"},
+}
 
 
 #: of an arm or a candidate, which names a policy, an adapter and a stage

@@ -63,7 +63,7 @@ def run(job: Job) -> Outcome:
         texts = Path(folder) / "kept.parquet"
         with pq.ParquetWriter(texts, PROMPT, compression="lz4", use_dictionary=False) as writer:
             held = _read(job, data, seed, Held(writer))
-        assigned = _split(held, data, seed)
+        assigned = _split(held, data, seed if data.split_seed is None else data.split_seed)
         order = splits.ranks(held.ids, seed)
         chosen: dict[SplitName, list[int]] = {}
         for split in SPLITS:

@@ -1,6 +1,6 @@
 """Who goes where: shares of the given splits, grouped assignment, and the order of rows within a split.
 
-Everything follows from hashes of (seed, group) and (seed, prompt_id), never from the order of the source. The paper's
+Everything follows from hashes of (split_seed, group) and (seed, prompt_id), never from the order of the source. The paper's
 two equal shards of the training set are ``train`` (SFT) and ``distill`` (preference pairs).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from plad_ray.config import SplitName
+from plad_ray.config import Data, SplitName
 from plad_ray.data.rows import short_hash
 from plad_ray.errors import PladError
 
@@ -42,6 +42,21 @@ def shares(
     weights = {split: fractions.get(split, 0.0) for split in ORDER if split not in elsewhere}
     total = sum(weights.values())
     return {split: rows * weight / total for split, weight in weights.items() if weight} if total else {pool: rows}
+
+
+def seed_decides_test(data: Data) -> bool:
+    """Whether the experiment's seed decides which rows of the source are test, so that one seed trains and tunes on what
+    another is tested on.
+
+    Not with ``split_seed``, a test split of the source's own, or the demo, whose posts are new for every seed. The splits of
+    a hub data set are known before it is read only where ``hub_splits`` names them.
+    """
+    if data.source == "demo" or data.split_seed is not None:
+        return False
+    given = {*data.splits_paths, *data.hub_splits}
+    if data.source == "hh" and (data.group_split or "dev" not in given):
+        return True
+    return "test" not in given and data.fractions.get("test", 0) > 0
 
 
 def assign(groups: Sequence[str], quotas: Mapping[SplitName, float], seed: int) -> list[SplitName]:

@@ -17,9 +17,9 @@ import pyarrow.dataset as pads
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Pairs, Pick
 from plad_ray.errors import PladError
-from plad_ray.pairs import columns, stats
+from plad_ray.pairs import columns, filters, stats
 from plad_ray.pairs.columns import flat
-from plad_ray.pairs.texts import FIELDS, SPLIT, is_imported, prompt_hash, prompt_table, responses, source
+from plad_ray.pairs.texts import FIELDS, SPLIT, draw_of, prompt_hash, prompt_table, responses, source
 from plad_ray.records import pair_schema
 from plad_ray.slices import slices
 from plad_ray.stages import Job, Outcome
@@ -31,10 +31,9 @@ SIDES = ("chosen", "rejected")
 def run(job: Job) -> Outcome:
     """Stage: one row a prompt of the distill split, both sides joined by ``prompt_id``, bad pairs dropped by reason."""
     pairs = Pairs.model_validate(job.config["pairs"])
-    joined = (
-        reorder(join(inputs, pairs), pairs.reward_share, job.config["seed"]) for inputs in slices(job.inputs, SPLIT)
-    )
-    summary = write(job.out, joined, pairs, bool(job.config["chat"]))
+    joined = (filters.measured(join(inputs, pairs), inputs, pairs) for inputs in slices(job.inputs, SPLIT))
+    ordered = (reorder(table, pairs.reward_share, job.config["seed"]) for table in joined)
+    summary = write(job.out, ordered, pairs, bool(job.config["chat"]))
     rows, count, dropped = summary["prompts"], summary["pairs"], summary["dropped"]
     logger.log(logging.WARNING if summary["warnings"] else logging.INFO, "%s", stats.render(summary))
     if not count:
@@ -48,7 +47,7 @@ def write(out: Artifact, tables: Iterable[pa.Table], pairs: Pairs, chat: bool) -
     facts: list[pa.Table] = []
     count = 0
     for number, joined in enumerate(tables):
-        reason = drop_reasons(joined, pairs, before=count)
+        reason = drop_reasons(joined, pairs, filters.reasons(joined, pairs), before=count)
         kept = joined.filter(pc.is_null(reason))
         if kept.num_rows:
             out.write_rows(to_trl(kept, chat), f"part-{number:05d}")
@@ -69,11 +68,8 @@ def join(inputs: Mapping[str, Artifact], pairs: Pairs) -> pa.Table:
 
 
 def _picked(inputs: Mapping[str, Artifact], pick: Pick) -> pa.Table:
-    """The responses a side is picked from, one a prompt. Imported teacher text has no temperature to choose by."""
-    wanted = pads.field("sample") == pick.sample
-    if not is_imported(inputs, pick.policy):
-        wanted &= pads.field("temperature") == pick.temperature
-    table = responses(inputs, pick.policy, wanted)
+    """The responses a side is picked from, one a prompt."""
+    table = responses(inputs, pick.policy, (pads.field("sample") == pick.sample) & draw_of(inputs, pick))
     distinct = pc.count_distinct(table["prompt_id"]).as_py()
     if distinct != table.num_rows:
         raise PladError(
@@ -168,6 +164,8 @@ def _nothing_left(pairs: Pairs, rows: int, dropped: dict[str, int]) -> str:
         message += (
             " The chosen text hits the token limit: raise generate.max_tokens, or set pairs.drop_truncated_chosen=false"
         )
+    elif name := next((n for n in filters.MEASURES if dropped.get(f"low_{n}", 0) > rows / 2), None):
+        message += f" Most prompts are below pairs.min_{name}: lower it"
     elif not rows:
         message += f" The {SPLIT} split is empty: check data.sizes, data.fractions or data.hub_splits"
     else:

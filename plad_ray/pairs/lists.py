@@ -22,7 +22,7 @@ from plad_ray.errors import PladError
 from plad_ray.evaluate.texts import to_floats
 from plad_ray.pairs import columns, list_stats, stats
 from plad_ray.pairs.columns import flat
-from plad_ray.pairs.texts import ORDER, SPLIT, candidates, is_imported, prompt_table
+from plad_ray.pairs.texts import ORDER, SPLIT, candidates, draw_of, prompt_table
 from plad_ray.records import list_schema
 from plad_ray.slices import slices
 from plad_ray.stages import Job, Outcome
@@ -74,10 +74,7 @@ def _wanted(inputs: Mapping[str, Artifact], picks: tuple[Pick, ...] | None) -> d
         return dict.fromkeys(ORDER, pads.scalar(True))
     wanted: dict[str, list[pads.Expression]] = {}
     for pick in picks:
-        one = pads.field("sample") == pick.sample
-        if not is_imported(inputs, pick.policy):
-            one &= pads.field("temperature") == pick.temperature
-        wanted.setdefault(pick.policy, []).append(one)
+        wanted.setdefault(pick.policy, []).append((pads.field("sample") == pick.sample) & draw_of(inputs, pick))
     return {policy: reduce(or_, expressions) for policy, expressions in wanted.items()}
 
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from plad_ray.artifacts import Artifact
+from plad_ray.config import Pick
 from plad_ray.pairs.columns import flat
 
 SPLIT = "distill"
@@ -35,6 +36,13 @@ def source(inputs: Mapping[str, Artifact], policy: str) -> Artifact:
     if is_imported(inputs, policy):
         return inputs["imported"]
     return inputs.get(f"responses/{policy}", inputs["responses"])
+
+
+def draw_of(inputs: Mapping[str, Artifact], pick: Pick) -> pads.Expression:
+    """Which of its policy's responses are samples of the draw that ``pick`` is one of: those of its temperature."""
+    if is_imported(inputs, pick.policy):
+        return pads.scalar(True)
+    return pads.field("temperature") == pick.temperature
 
 
 def responses(inputs: Mapping[str, Artifact], policy: str, wanted: pads.Expression) -> pa.Table:

@@ -41,11 +41,19 @@ def with_arms(exp: Experiment, arms: Mapping[str, Sections]) -> Experiment:
     raw = exp.model_dump(mode="json", exclude={"pairs", "distill", "compare"})
     raw |= {"pairs": pairs.model_dump(mode="json"), "distill": _explicit(distill)}
     raw["compare"] = {
-        name: {"pairs": pairs.model_dump(mode="json"), "distill": _explicit(distill)}
-        for name, (pairs, distill) in arms.items()
+        name: {
+            "pairs": _over(raw["pairs"], pairs.model_dump(mode="json")),
+            "distill": _over(raw["distill"], _explicit(own)),
+        }
+        for name, (pairs, own) in arms.items()
         if name != MAIN
     }
     return parse(raw, exp.name)
+
+
+def _over(main: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    """``section`` so that nothing of ``main``, which it is laid over, is left: keys that it leaves out are null."""
+    return dict.fromkeys(main) | section
 
 
 def _explicit(distill: Distill) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from plad_ray.pipeline import before_distillation
 from plad_ray.stages import Job, Stage
 from plad_ray.study import likelihoods
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.graph import Seeds, last_stage, needs_scorer, of_run
+from plad_ray.study.graph import Seeds, last_stage, needs_one_split, needs_scorer, of_run
 from plad_ray.study.pieces import LABELS
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Series, Table
 from plad_ray.study.runs import evaluate_of, intervals
@@ -50,6 +50,7 @@ class Settings(StudySettings):
 
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     needs_scorer(exp, STUDY.name)
+    needs_one_split(exp, STUDY.name, Seeds.of(exp, settings).seeds)
     roles = {"teacher": exp.teacher, "student": exp.student}
     missing = [name for name in settings.policies if roles.get(name) is None]
     if missing or not settings.policies:

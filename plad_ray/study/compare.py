@@ -15,7 +15,7 @@ from plad_ray.stages import Job
 from plad_ray.study import runs, search
 from plad_ray.study.arms import MAIN, Sections, vary
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.graph import Seeds, evaluated, needs_scorer
+from plad_ray.study.graph import Seeds, evaluated, needs_one_split, needs_scorer
 from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, LABELS, P_HOLM, TEMPERATURE, how, points
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Runs
@@ -47,7 +47,9 @@ def tuned(
     if settings.search is None:
         return evaluated(study, exp, arms, settings, facts)
     check_wins(scorer, f"study.search of {study.name}")
-    whole, searched = search.plan(exp, settings.search, arms, Seeds.of(exp, settings).seeds)
+    seeds = Seeds.of(exp, settings).seeds
+    needs_one_split(exp, study.name, (*seeds, *(settings.search.seeds or ())))
+    whole, searched = search.plan(exp, settings.search, arms, seeds)
     if not searched.artifact(store).finished:
         then = "each arm is trained with what the search chose, and evaluated on each seed"
         return Plan(whole, [searched], then=then)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from plad_ray import pipeline
 from plad_ray.config import Experiment, Scorer, StudySettings
+from plad_ray.data import splits
 from plad_ray.errors import PladError
 from plad_ray.parts.common import lazy
 from plad_ray.stages import Stage
@@ -89,6 +90,17 @@ class Seeds:
 
     def __iter__(self) -> Iterator[tuple[int, Experiment]]:
         return ((seed, self.exp.model_copy(update={"seed": seed})) for seed in self.seeds)
+
+
+def needs_one_split(exp: Experiment, study: str, seeds: Iterable[int]) -> None:
+    """Raises PladError where a study that tunes on dev with one of ``seeds`` may read those prompts as test with another."""
+    found = sorted(set(seeds))
+    if len(found) > 1 and splits.seed_decides_test(exp.data):
+        raise PladError(
+            f"study {study} tunes on dev and reads test with seeds {', '.join(map(str, found))}, and which prompts of "
+            f"data.source {exp.data.source} are dev or test depends on the seed: set data.split_seed (e.g. 0), which cuts "
+            "them alike for all"
+        )
 
 
 def needs_scorer(exp: Experiment, study: str) -> Scorer:

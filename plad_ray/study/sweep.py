@@ -63,7 +63,10 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     scores = parts.score(whole, "dev-scores", made.prompts, texts)
     assert scores is not None, "a sweep has a scorer"
     inputs: dict[str, Stage] = {"sweep": swept, "scores": scores}
-    last = last_stage(STUDY, exp, settings, inputs, {"candidates": candidates})
+    facts: dict[str, Any] = {"candidates": candidates}
+    if exp.merge is not None:
+        facts["merge"] = exp.merge.model_dump(mode="json", exclude_defaults=True)
+    last = last_stage(STUDY, exp, settings, inputs, facts)
     return Plan(whole, [last], last)
 
 
@@ -111,8 +114,9 @@ def results_of(artifact: Artifact) -> dict[str, Any]:
 
 
 def result(job: Job) -> Findings:
-    candidates, found = job.config["facts"]["candidates"], results_of(job.inputs["sweep"])
-    exp = parse({**job.config["experiment"], "runtime": job.runtime.model_dump(mode="json", exclude_defaults=True)})
+    facts, found = job.config["facts"], results_of(job.inputs["sweep"])
+    candidates, runtime = facts["candidates"], job.runtime.model_dump(mode="json", exclude_defaults=True)
+    exp = parse({**job.config["experiment"], "merge": facts.get("merge"), "runtime": runtime})
     confidence = exp.evaluate.confidence
     scores = job.inputs["scores"].table(["rid", "policy", "prompt_id", "temperature", "score"])
     finished = [name for name in candidates if found[name]["status"] == "finished"]

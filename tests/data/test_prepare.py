@@ -54,6 +54,16 @@ def test_seed_moves_rows(prepared, jsonl) -> None:
     assert by_split(prepared(0, source="files", path=path)) != by_split(prepared(1, source="files", path=path))
 
 
+def test_a_split_seed_holds_for_every_seed(prepared, jsonl) -> None:
+    """The seed orders rows within splits and moves none of them; without it the experiment's seed is the one."""
+    data = {"source": "files", "path": jsonl(table(100))}
+    zero, one = (by_split(prepared(seed, **data, split_seed=5)) for seed in (0, 1))
+    assert zero != one and {s: set(p) for s, p in zero.items()} == {s: set(p) for s, p in one.items()}
+    assert by_split(prepared(1, **data, split_seed=1)) == by_split(prepared(1, **data))
+    tuned, read = (by_split(prepared(seed, **data)) for seed in (100, 0))
+    assert set(tuned["dev"] + tuned["train"]) & set(read["test"]), "what is refused without one"
+
+
 def test_limit_and_sizes_are_nested_prefixes_and_counted(prepared, jsonl) -> None:
     path = jsonl(table(200))
     full = by_split(prepared(source="files", path=path))

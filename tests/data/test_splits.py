@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from plad_ray.config import Data
 from plad_ray.data import splits
 from plad_ray.data.rows import short_hash
 from plad_ray.errors import PladError
@@ -73,6 +74,34 @@ def test_other_rows_move_a_group_only_at_a_boundary() -> None:
     more = [*groups, *(f"new{i}" for i in range(10))]
     moved = sum(place[g] != s for g, s in zip(more, splits.assign(more, quotas, 0), strict=True) if g in place)
     assert moved <= 10
+
+
+HELD_OUT = {"train": 0.5, "distill": 0.5, "dev": 0.0, "test": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"source": "files", "path": "x.jsonl"}, True),
+        ({"source": "files", "path": "x.jsonl", "split_seed": 0}, False),
+        ({"source": "files", "splits_paths": {"train": "a"}}, True),
+        ({"source": "files", "splits_paths": {"train": "a", "dev": "b"}}, True),
+        ({"source": "files", "splits_paths": {"train": "a", "test": "b"}}, False),  # dev is cut, from what is not test
+        ({"source": "files", "hub": "x/y", "hub_splits": {"train": "t", "test": "v"}}, False),
+        ({"source": "tldr", "fractions": HELD_OUT}, False),
+        ({"source": "tldr"}, True),
+        ({"source": "hh", "fractions": HELD_OUT}, True),  # its dialogues are split anew
+        ({"source": "hh", "hub_splits": {"train": "train", "dev": "valid", "test": "test"}}, True),
+        ({"source": "hh", "splits_paths": {"train": "a", "dev": "b", "test": "c"}, "group_split": False}, False),
+        (
+            {"source": "hh", "splits_paths": {"train": "a", "test": "c"}, "group_split": False},
+            True,
+        ),  # dev is half of test
+        ({"source": "demo", "sizes": {"train": 1, "distill": 1, "dev": 1, "test": 1}}, False),
+    ],
+)
+def test_whose_test_split_depends_on_the_seed(section, expected) -> None:
+    assert splits.seed_decides_test(Data.model_validate(section)) is expected
 
 
 def test_too_few_groups_is_an_error() -> None:

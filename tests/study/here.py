@@ -43,7 +43,7 @@ class Here:
         rows = [{"prompt": f"w{i % 7} w{i % 5} w{i % 3} w{i}", "reference": f" w{5 + i % 20}"} for i in range(1, 40)]
         (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def experiment(self, **sections: Any) -> Experiment:
+    def experiment(self, split_seed: int | None = None, **sections: Any) -> Experiment:
         lora = {"r": 4, "dropout": 0.0, "target_modules": "all-linear"}
         base: dict[str, Any] = {
             "name": "tiny",
@@ -51,6 +51,7 @@ class Here:
                 "source": "files",
                 "path": str(self.folder / "data.jsonl"),
                 "fractions": {"train": 0.1, "distill": 0.4, "dev": 0.25, "test": 0.25},
+                "split_seed": split_seed,
             },
             "teacher": {"model": {"path": str(self.teacher), "max_length": 64}, "engine": "transformers"},
             "student": {"model": {"path": str(self.student), "max_length": 64}, "engine": "transformers"},

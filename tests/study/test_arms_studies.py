@@ -8,6 +8,7 @@ import pytest
 
 from plad_ray.errors import PladError
 from plad_ray.study import real_pairs
+from plad_ray.study.arms import MAIN, vary, with_arms
 from plad_ray.study.result import Interval
 from tests.study.here import named, rows
 from tests.study.test_compare import win, won
@@ -76,7 +77,7 @@ def test_length(here):
 
 
 def test_ablation(here):
-    exp = here.experiment(compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
+    exp = here.experiment(split_seed=0, compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
     variants = {"rank-2": {"distill.lora.r": 2}, "loose": {"distill.objective.margin": 3.0}}
     search = {
         "seeds": [7],
@@ -94,6 +95,21 @@ def test_ablation(here):
     assert trained["distill-rank-2"]["lora"]["r"] == 2 and trained["distill"]["lora"]["r"] == 4
     assert trained["distill-loose"]["objective"]["margin"] == 3 and trained["distill"]["objective"]["margin"] == 1
     assert result.tables[-1].key == "search" and result.tables[-1].column("trials") == [2, 2, 2]
+
+
+def test_a_variant_can_take_back_what_the_recipe_sets(here):
+    """Settings that are left out of a dump where they are null."""
+    student = here.experiment().student.model_dump(mode="json") | {"draw": {"samples": 2}}
+    exp = here.experiment(pairs={"min_agreement": 0.5}, distill={"prompts": 5}, student=student)
+    recipe = (exp.pairs, exp.distill)
+    plain = vary(recipe, {"pairs.min_agreement": None, "distill.prompts": None}, "variant")
+    for main, other in ((recipe, plain), (plain, recipe)):
+        arms = with_arms(exp, {MAIN: main, "other": other}).arms()
+        assert [(p.min_agreement, d.prompts) for p, d in arms.values()] == [
+            (p.min_agreement, d.prompts) for p, d in (main, other)
+        ]
+    told = with_arms(exp, {MAIN: plain, "other": plain}).compare["other"]
+    assert told.pairs == plain[0].model_dump(mode="json"), "no name of what was made before changes"
 
 
 def test_ablation_says_what_it_needs(here):

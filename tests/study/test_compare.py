@@ -7,6 +7,8 @@ from statistics import fmean
 
 import pytest
 
+from plad_ray import study
+from plad_ray.artifacts import Store
 from plad_ray.config.search import Search
 from plad_ray.errors import PladError
 from plad_ray.study.compare import edges
@@ -36,7 +38,7 @@ ARMS = {"seqkd": {"distill": {"objective": {"name": "seqkd"}}}}
 
 
 def test_numbers_equal_those_from_the_stored_scores(here):
-    result, store, last = here.run("compare", here.experiment(compare=ARMS), seeds=[0, 1], search=SEARCH)
+    result, store, last = here.run("compare", here.experiment(split_seed=0, compare=ARMS), seeds=[0, 1], search=SEARCH)
     methods, differences, seeds, searched = result.tables
     assert methods.column("arm") == ["teacher", "initial student", "distilled", "seqkd"]
     for name, policy in (("teacher", "teacher"), ("initial student", "student"), ("seqkd", "seqkd")):
@@ -68,7 +70,7 @@ def test_a_choice_at_the_edge_of_what_was_tried_is_said():
 
 
 def test_the_search_freezes_the_best_of_each_arm_on_dev_and_its_own_seeds(here):
-    _, store, last = here.run("compare", here.experiment(compare=ARMS), seeds=[0], search=SEARCH)
+    _, store, last = here.run("compare", here.experiment(split_seed=0, compare=ARMS), seeds=[0], search=SEARCH)
     [scores] = named(last, store, "dev-scores")
     references = {r["prompt_id"]: r["score"] for r in rows(scores) if r["policy"] == "reference"}
     rates = {
@@ -87,7 +89,7 @@ def test_the_search_freezes_the_best_of_each_arm_on_dev_and_its_own_seeds(here):
 
 
 def test_text_is_generated_once_a_seed_and_a_repeated_study_runs_nothing(here):
-    exp = here.experiment(compare=ARMS)
+    exp = here.experiment(split_seed=0, compare=ARMS)
     here.run("compare", exp, seeds=[0, 7], search=SEARCH)
     ran = Counter((stage.name, stage.config.get("seed")) for stage in here.ran)
     assert ran["responses", 7] == ran["responses", 0] == 1 and ran["dev-responses", 7] == 1
@@ -96,6 +98,20 @@ def test_text_is_generated_once_a_seed_and_a_repeated_study_runs_nothing(here):
     assert here.ran == []
     here.run("compare", exp, seeds=[0, 7, 8], search=SEARCH)  # a further seed: the others are there
     assert {stage.config["seed"] for stage in here.ran if "seed" in stage.config} == {8}
+
+
+def test_what_one_seed_is_tuned_on_must_not_be_the_test_of_another(here):
+    exp = here.experiment()
+    with pytest.raises(PladError, match=r"compare tunes on dev .* seeds 0, 7, .*source files .*: set data\.split_seed"):
+        here.run("compare", exp, search=SEARCH)
+    with pytest.raises(PladError, match=r"compare tunes on dev .* seeds 0, 1, .*set data\.split_seed"):
+        here.run("compare", exp, seeds=[0, 1], search={**SEARCH, "seeds": None})
+    with pytest.raises(PladError, match=r"calibration tunes on dev .* seeds 0, 1, .*set data\.split_seed"):
+        here.run("calibration", exp, seeds=[0, 1])
+    assert here.ran == []
+    kind, store = study.find("compare"), Store(exp.runtime.store)
+    for seeds, search in (([7], SEARCH), ([0, 1], None)):
+        assert kind.plan(exp, kind.settings.model_validate({"seeds": seeds, "search": search}), store).targets
 
 
 def test_every_arm_gets_the_same_budget():

@@ -44,7 +44,8 @@ def one_after_another(job: Job, trained: dict[str, Stage], stopped: tuple[str, .
 
 def test_the_best_on_dev_is_written_as_an_experiment(here, monkeypatch):
     monkeypatch.setattr(trials, "run", partial(one_after_another, stopped=("try3",)))
-    exp = here.experiment(compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
+    compare = {"seqkd": {"distill": {"objective": {"name": "seqkd"}}}}
+    exp = here.experiment(compare=compare, merge={"base_weight": 0.3})
     result, store, last = here.run("sweep", exp, grid=GRID)
     [scores] = named(last, store, "dev-scores")
     references = {r["prompt_id"]: r["score"] for r in rows(scores) if r["policy"] == "reference"}
@@ -58,6 +59,7 @@ def test_the_best_on_dev_is_written_as_an_experiment(here, monkeypatch):
     assert table.rows[0][0] == best and best in result.summary[0]
     chosen = parse(yaml.safe_load(result.chosen["best.yaml"]))
     assert (chosen.name, set(chosen.compare)) == ("tiny-best", {"seqkd"})
+    assert chosen.merge == exp.merge and chosen.runtime == exp.runtime
     margin, temperature = [(m, t) for m in (0.5, 2.0) for t in (0.7, 1.0)][int(best[-1])]
     assert chosen.distill.objective.built().margin == margin
     assert chosen.pairs.chosen.temperature == chosen.pairs.rejected.temperature == temperature
