@@ -155,8 +155,8 @@ def test_commands_are_accepted(page: str, command: list[str], monkeypatch):
     for file in files:
         if command[0] == "manifest":
             assert manifest(ROOT / file, tuple(overrides))
-        elif command[0] == "study":
-            name = command[1]
+        elif command[0] == "study" or "--study" in command:
+            name = command[command.index("--study") + 1 if "--study" in command else 1]
             study = find_study(name)
             exp, settings = load_study(name, study.settings, ROOT / file, overrides)
             if name == "sweep":

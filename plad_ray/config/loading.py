@@ -19,7 +19,13 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
 
     Raises PladError naming the file, the key, the value and what would be right.
     """
-    return parse(read(path, overrides), str(path))
+    raw = read(path, overrides)
+    if "experiment" in raw:
+        raise PladError(
+            f"{path}: a study file and no experiment; run it by `plad study NAME {path}`, submit it by `plad submit --study "
+            f"NAME {path}`"
+        )
+    return parse(raw, str(path))
 
 
 def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
