@@ -45,6 +45,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", hel
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print the plan and run nothing")]
 Address = Annotated[str, typer.Option("--address", help="of the cluster's dashboard")]
 JobName = Annotated[str, typer.Argument(metavar="EXP.yaml|JOB", help="the experiment file, or a job's id")]
+OfStudy = Annotated[
+    str | None,
+    typer.Option("--study", metavar="NAME", help="it is this study, and the file is as `plad study` takes it"),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="more log lines")]
 
 
@@ -227,11 +231,12 @@ def submit(
         Path | None, typer.Option("--runtime-env", help="YAML laid over the default runtime environment")
     ] = None,
     wait: Annotated[bool, typer.Option(help="follow the logs until the job ends")] = True,
+    study: OfStudy = None,
 ) -> None:
-    """Run an experiment as a Ray job, or attach to it when it runs already; exits with the job's success."""
+    """Run an experiment or a study as a Ray job, or attach to it when it runs already; exits with the job's success."""
     from plad_ray import submit
 
-    raise typer.Exit(submit.submit(file, tuple(overrides or ()), address, runtime_env, wait))
+    raise typer.Exit(submit.submit(file, tuple(overrides or ()), address, runtime_env, wait, study))
 
 
 @app.command()
@@ -241,11 +246,12 @@ def status(
     ] = None,
     overrides: Overrides = None,
     address: Address = "http://127.0.0.1:8265",
+    study: OfStudy = None,
 ) -> None:
     """What was submitted and how far it is: rows, tokens a second, GPU hours and time left of its stages."""
     from plad_ray import jobs
 
-    jobs.show_status(job, tuple(overrides or ()), address)
+    jobs.show_status(job, tuple(overrides or ()), address, study)
 
 
 @app.command()
@@ -254,19 +260,22 @@ def logs(
     overrides: Overrides = None,
     address: Address = "http://127.0.0.1:8265",
     wait: Annotated[bool, typer.Option(help="follow until the job ends; exits with its success")] = True,
+    study: OfStudy = None,
 ) -> None:
-    """The log of a submitted experiment."""
+    """The log of a submitted experiment or study."""
     from plad_ray import jobs
 
-    raise typer.Exit(jobs.show_logs(job, tuple(overrides or ()), address, wait))
+    raise typer.Exit(jobs.show_logs(job, tuple(overrides or ()), address, wait, study))
 
 
 @app.command()
-def stop(job: JobName, overrides: Overrides = None, address: Address = "http://127.0.0.1:8265") -> None:
-    """Stop a submitted experiment. What is finished is kept; submitting it again resumes it."""
+def stop(
+    job: JobName, overrides: Overrides = None, address: Address = "http://127.0.0.1:8265", study: OfStudy = None
+) -> None:
+    """Stop a submitted experiment or study. What is finished is kept; submitting it again resumes it."""
     from plad_ray import jobs
 
-    jobs.stop(job, tuple(overrides or ()), address)
+    jobs.stop(job, tuple(overrides or ()), address, study)
 
 
 @app.command()

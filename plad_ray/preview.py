@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from plad_ray.artifacts import Store
-from plad_ray.config import SPLITS, Data, Experiment
+from plad_ray.config import SPLITS, Data, Experiment, Scorer
 from plad_ray.placement import Node, asked_by, fits
 from plad_ray.stages import Stage, closure, pending
 
@@ -125,7 +125,7 @@ def _derived(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[
     if "path" in stage.config:
         return Rows(None)  # as many as the file has
     if isinstance(stage.config.get("scorer"), dict):
-        return _scores(exp, stage, sizes, counts)
+        return _scores(stage, sizes, counts)
     if stage.name == "evaluate":
         evaluate = stage.config["evaluate"]
         prompts = _capped(Rows(sizes.get(evaluate["split"])), evaluate["limit"]).count
@@ -151,7 +151,7 @@ def _table(stage: Stage, sizes: dict[str, int]) -> Rows:
     return Rows(None if prompts is None else prompts * each)
 
 
-def _scores(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
+def _scores(stage: Stage, sizes: dict[str, int], counts: dict[str, Rows]) -> Rows:
     """Every response, and the references of its splits where the scorer looks at those."""
     from plad_ray.reward.base import scores_references
 
@@ -159,7 +159,7 @@ def _scores(exp: Experiment, stage: Stage, sizes: dict[str, int], counts: dict[s
     known = counts[responses.title].count
     if known is None or not sizes or "imported" in stage.inputs:
         return Rows(None)
-    if exp.scorer is None or not scores_references(exp.scorer):
+    if not scores_references(Scorer.model_validate(stage.config["scorer"])):
         return Rows(known)
     splits = {d["split"] for p in responses.config["policies"].values() for d in p["draws"]}
     return Rows(known + sum(sizes.get(s, 0) for s in splits))

@@ -263,9 +263,9 @@ class Mailbox:
         return news
 
 
-_STARTED = re.compile(r"▸ (\S+)")
-_ENDED = re.compile(r"([✓✗]) (\S+) (\d.*)")
-_AT = re.compile(r"  (\S+): (.+)")
+_STARTED = re.compile(r"▸ (\S.*)")
+_ENDED = re.compile(r"([✓✗]) (\S.*?) (\d+:\d\d.*)")
+_AT = re.compile(r"  (\S.*?): (.+)")
 
 
 def read_log(log: str) -> dict[str, tuple[str, str]]:

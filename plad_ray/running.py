@@ -104,7 +104,10 @@ def _counting(board: Board, title: str, done: int, total: int) -> Callable[[str,
         nonlocal done
         board.ended(stage, succeeded)
         done += succeeded
-        whole(done, total, "stages")
+        if done < total:
+            whole(done, total, "stages")
+        else:
+            board.ended(title, True)
 
     return ended
 

@@ -1,4 +1,4 @@
-"""``plad submit``: an experiment as a Ray job, named by what it is, so that submitting it twice is attaching to it."""
+"""``plad submit``: an experiment or study as a Ray job, named by what it is, so submitting it twice is attaching to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import typer
 import yaml
 
 from plad_ray import jobs
-from plad_ray.config import load
 from plad_ray.env import PLAIN, SECRET
 from plad_ray.errors import PladError
 
@@ -29,37 +28,42 @@ EXCLUDES = [".git/", ".venv/", "runs/", ".*_cache/", "__pycache__/", "*.egg-info
 
 
 def submit(
-    file: Path, overrides: tuple[str, ...], address: str, runtime_env: Path | None = None, wait: bool = True
+    file: Path,
+    overrides: tuple[str, ...],
+    address: str,
+    runtime_env: Path | None = None,
+    wait: bool = True,
+    study: str | None = None,
 ) -> int:
     """Submit or attach; follow the logs if ``wait``. Returns the exit code, as ``jobs.follow`` does.
 
-    A job of the same experiment that runs is attached to; one that ended is submitted again as a new attempt, which
-    resumes from the store. Raises PladError when no cluster answers.
+    ``study``: which the file is of, if any. A job of the same experiment or study that runs is attached to; one that ended
+    is submitted again as a new attempt, which resumes from the store. Raises PladError when no cluster answers.
     """
-    exp = load(file, overrides)
+    work = jobs.work(file, overrides, study)
     folder = Path.cwd()
-    if not file.resolve().is_relative_to(folder):
-        raise PladError(
-            f"{file}: lies outside {folder}, and that is all a job gets to see; submit from a folder above it"
-        )
+    for read in work.files:
+        if not read.resolve().is_relative_to(folder):
+            raise PladError(
+                f"{read}: lies outside {folder}, and that is all a job gets to see; submit from a folder above it"
+            )
     environment = _environment(folder, runtime_env)
     client = jobs.connect(address)
-    name = jobs.submission_id(exp)
-    before = jobs.attempts(client, name)
+    before = jobs.attempts(client, work.id)
     if before and not before[-1].status.is_terminal():
-        job = jobs.attempt(name, len(before))
+        job = jobs.attempt(work.id, len(before))
         typer.echo(f"job {job} runs already; attaching")
         return jobs.follow(client, job) if wait else 0
     entrypoint = shlex.join(
-        ["python", "-m", "plad_ray", "run", file.resolve().relative_to(folder).as_posix(), *overrides]
+        ["python", "-m", "plad_ray", *work.command, file.resolve().relative_to(folder).as_posix(), *overrides]
     )
     job = _submitted(
         client,
         address,
         entrypoint=entrypoint,
-        submission_id=jobs.attempt(name, len(before) + 1),
+        submission_id=jobs.attempt(work.id, len(before) + 1),
         runtime_env=environment,
-        metadata={"experiment": exp.name},
+        metadata=work.metadata,
         entrypoint_num_cpus=0,
     )
     return jobs.follow(client, job) if wait else 0

@@ -156,7 +156,7 @@ def test_commands_are_accepted(page: str, command: list[str], monkeypatch):
         if command[0] == "manifest":
             assert manifest(ROOT / file, tuple(overrides))
         elif command[0] == "study" or "--study" in command:
-            name = command[1] if command[0] == "study" else command[command.index("--study") + 1]
+            name = command[command.index("--study") + 1 if "--study" in command else 1]
             study = find_study(name)
             exp, settings = load_study(name, study.settings, ROOT / file, overrides)
             if name == "sweep":

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ray.dashboard.modules.job.pydantic_models import JobDetails
+from ray.job_submission import JobStatus
+from typer.testing import CliRunner
 
+from plad_ray import jobs
 from plad_ray.artifacts import Store
+from plad_ray.cli import app
 from plad_ray.config import load
 from plad_ray.errors import PladError
 from plad_ray.jobs import submission_id
@@ -31,6 +37,106 @@ def test_the_id_is_of_the_experiment_not_of_its_runtime():
     assert submission_id(load(demo)) == submission_id(load(demo, ["runtime.train.workers=4"]))
     assert submission_id(load(demo)) != submission_id(load(demo, ["seed=1"]))
     assert submission_id(load(demo)).startswith("plad-demo-")
+
+
+STUDY = Path("jobs/studies/compare.yaml")
+
+
+def test_the_id_of_a_study_is_of_its_experiment_and_settings(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+    def of(*overrides: str) -> str:
+        return jobs.work(STUDY, overrides, "compare").id
+
+    assert of().startswith("plad-demo-compare-study-compare-")
+    assert of() == of("runtime.train.workers=4") == of("study.seeds=[0, 1, 2, 3, 4]")
+    others = [of("seed=1"), of("study.seeds=[0]"), of("study.seeds=null", "study.search=null"), of("study.search=null")]
+    assert len({of(), *others}) == 5
+    length = jobs.work(Path("jobs/demo.yaml"), (), "length").id, jobs.work(Path("jobs/demo.yaml"), (), "compare").id
+    assert len({*length, submission_id(load("jobs/demo.yaml"))}) == 3
+    assert submission_id(load("jobs/demo.yaml")) == jobs.work(Path("jobs/demo.yaml"), ()).id
+
+
+class Cluster:
+    """A job server that remembers what was submitted to it."""
+
+    def __init__(self):
+        self.submitted: list[dict] = []
+        self.status = JobStatus.RUNNING
+
+    def submit_job(self, **job):
+        self.submitted.append(job)
+        return job["submission_id"]
+
+    def list_jobs(self):
+        return [
+            JobDetails(
+                type="SUBMISSION",
+                submission_id=j["submission_id"],
+                metadata=j["metadata"],
+                status=self.status,
+                entrypoint="",
+            )
+            for j in self.submitted
+        ]
+
+    def get_job_logs(self, job):
+        return "▸ responses · seed 0\n  responses · seed 0: 3/4 rows\n▸ study compare\n"
+
+    def get_job_status(self, job):
+        return self.status
+
+    def stop_job(self, job):
+        self.status = JobStatus.STOPPED
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    client = Cluster()
+    monkeypatch.setattr("plad_ray.jobs.connect", lambda address: client)
+    return client
+
+
+def test_a_study_is_submitted_attached_to_and_submitted_again(server):
+    command = ["submit", "--study", "compare", str(STUDY), "study.seeds=[0, 1]", "--no-wait"]
+    for _ in range(2):
+        assert CliRunner().invoke(app, command).exit_code == 0
+    [job] = server.submitted
+    assert shlex.split(job["entrypoint"]) == [
+        "python", "-m", "plad_ray", "study", "compare", STUDY.as_posix(), "study.seeds=[0, 1]",
+    ]  # fmt: skip
+    assert job["metadata"] == {"experiment": "demo-compare", "study": "compare"}
+    assert job["submission_id"] == jobs.work(STUDY, ("study.seeds=[0, 1]",), "compare").id
+    server.status = JobStatus.FAILED
+    assert f"submitted job {job['submission_id']}-2" in CliRunner().invoke(app, command).output
+
+
+def test_a_submitted_study_is_found_by_its_name_and_file(server):
+    plad = CliRunner()
+    asked = ["--study", "compare", str(STUDY)]
+    plad.invoke(app, ["submit", *asked, "--no-wait"])
+    shown = plad.invoke(app, ["status", *asked]).output
+    assert "demo-compare · compare" in shown and "▸ responses · seed 0  3/4 rows" in shown
+    assert "▸ responses · seed 0" in plad.invoke(app, ["logs", *asked, "--no-wait"]).output
+    other = plad.invoke(app, ["status", *asked, "study.seeds=[7]"])
+    assert other.exit_code == 2 and "this study compare was not submitted to this cluster" in other.output
+    for what in ([], [server.submitted[0]["submission_id"]]):
+        refused = plad.invoke(app, ["status", "--study", "compare", *what])
+        assert refused.exit_code == 2 and "says which study a file is of" in refused.output
+    assert "STOPPED" in plad.invoke(app, ["stop", *asked]).output
+
+
+def test_what_a_study_reads_must_travel_and_a_study_file_is_no_experiment(server, monkeypatch):
+    refused = CliRunner().invoke(app, ["submit", str(STUDY)])
+    assert (
+        refused.exit_code == 2 and "submit it by `plad submit --study NAME jobs/studies/compare.yaml`" in refused.output
+    )
+    refused = CliRunner().invoke(app, ["submit", "--study", "compair", str(STUDY)])
+    assert refused.exit_code == 2 and "did you mean compare?" in refused.output
+    monkeypatch.chdir(ROOT / "jobs/studies")
+    refused = CliRunner().invoke(app, ["submit", "--study", "compare", "compare.yaml"])
+    assert refused.exit_code == 2 and "../demo.yaml: lies outside" in refused.output and not server.submitted
 
 
 def test_what_travels_with_a_job(tmp_path, monkeypatch):
@@ -75,6 +181,31 @@ def test_a_submitted_demo_runs_and_a_second_submission_reuses_it(cluster, tmp_pa
     assert plan(exp).report.artifact(Store(exp.runtime.store)).finished
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert second.returncode == 0 and "all stages reused" in second.stdout, second.stdout + second.stderr
+
+
+@pytest.mark.slow
+def test_a_submitted_study_runs_and_its_stages_are_in_its_status(cluster, tmp_path):
+    address, environment = cluster
+
+    def plad(command: str) -> str:
+        words = [
+            command,
+            "--study",
+            "reward",
+            "jobs/studies/reward.yaml",
+            "study.limit=32",
+            f"runtime.store={tmp_path}",
+        ]
+        words = [sys.executable, "-m", "plad_ray", *words, "--address", address]
+        result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    said = plad("submit")
+    assert "submitted job plad-demo-reward-study-reward-" in said and "SUCCEEDED" in said
+    assert (tmp_path / "demo-reward/study-reward/result.json").is_file()
+    shown = plad("status")
+    assert "demo-reward · reward" in shown and "✓ study-reward" in shown and "✓ study reward" in shown
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Exper
 
     Raises PladError naming the file, the key, the value and what would be right.
     """
-    return parse(read(path, overrides), str(path))
+    raw = read(path, overrides)
+    if "experiment" in raw:
+        raise PladError(
+            f"{path}: a study file and no experiment; run it by `plad study NAME {path}`, submit it by `plad submit --study "
+            f"NAME {path}`"
+        )
+    return parse(raw, str(path))
 
 
 def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
@@ -45,6 +52,17 @@ def parse(raw: dict[str, Any], where: str = "experiment") -> Experiment:
         return Experiment.model_validate(raw)
     except ValidationError as error:
         raise PladError(f"{where}:\n" + "\n".join(explain(e, Experiment) for e in error.errors())) from None
+
+
+def vary(exp: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
+    """``exp`` with dotted ``changes`` laid over it as overrides are, validated as any experiment is.
+
+    Raises PladError beginning with ``where``.
+    """
+    raw = exp.model_dump(mode="json")
+    for key, value in changes.items():
+        put(raw, key, value, f"{where}: {key}")
+    return parse(raw, where)
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

@@ -64,6 +64,12 @@ def load_study(
     return parse(raw, str(file)), found
 
 
+def study_files(path: Path) -> tuple[Path, ...]:
+    """The study file, and the experiment file that it names where it does."""
+    named = read(path).get("experiment")
+    return (path,) if named is None else (path, path.parent / str(named))
+
+
 def _derived(file: Path, raw: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(raw) - FILE_KEYS)
     if unknown:

@@ -47,17 +47,20 @@ class Sources:
 
 
 def _samples(result: StudyResult, artifacts: Mapping[str, Artifact]) -> Samples | None:
-    """Of the study's first seed, at the lowest temperature."""
-    keys = [key.removeprefix(EVALUATION) for key in artifacts if key.startswith(EVALUATION)]
-    if not keys:
+    """Of the study's first setting and seed, at the lowest temperature."""
+    setting = next((key.partition(EVALUATION)[0] for key in artifacts if EVALUATION in key), None)
+    if setting is None:
         return None
+    within = setting + EVALUATION
+    keys = [key.removeprefix(within) for key in artifacts if key.startswith(within)]
     seed = keys[0].rpartition("/")[2]
-    found = {key.rpartition("/")[0]: artifacts[EVALUATION + key] for key in keys if key.rpartition("/")[2] == seed}
+    found = {key.rpartition("/")[0]: artifacts[within + key] for key in keys if key.rpartition("/")[2] == seed}
     evaluation = next(iter(found.values()))
     metrics = evaluation.store.read_json(evaluation.file("files/metrics.json"))
     temperature, marked = min(metrics["temperatures"]), _scorer(result) == "demo"
     shown = samples.collect(found, temperature, marked)
-    return Samples(f"seed {seed}", metrics["split"], temperature, marked, shown)
+    of = f"{setting.rstrip('/')}, seed {seed}" if setting else f"seed {seed}"
+    return Samples(of, metrics["split"], temperature, marked, shown)
 
 
 def _scorer(result: StudyResult) -> str | None:

@@ -19,7 +19,7 @@ from plad_ray.study.result import Cell, Column, Findings, Table
 from plad_ray.study.runs import Runs
 
 
-class Settings(compare.Settings):
+class Settings(compare.Searched):
     variants: dict[str, dict[str, Any]] = Field(
         description="by name, what changes in the main arm: keys such as distill.objective.margin and their values"
     )
@@ -71,7 +71,7 @@ def result(job: Job) -> Findings:
             for e, v, t in ranked
         ),
         tables=(table, compare.table(found, arms), *compare.further(job, found, arms)),
-        figures=(compare.figure(found, arms),),
+        figures=(compare.figure(found, compare.win_rates(found, arms)),),
         confidence=found.evaluate.confidence,
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from plad_ray.artifacts import Store
@@ -17,7 +17,7 @@ S = TypeVar("S", bound=StudySettings)
 @dataclass(frozen=True)
 class Plan:
     """What can be planned with what is finished now. ``exp`` stands for all its experiments: same runtime, and the same
-    models but for those of ``variants``.
+    models but for those of ``variants``, by where in the study's settings each is said.
 
     ``last`` makes the study's artifact; None: the study is planned anew when ``targets`` are finished, and ``then``
     says what comes. ``dashboard``: a local Ray needs its State API, by which Ray Train notices a trial that was stopped.
@@ -28,7 +28,7 @@ class Plan:
     last: Stage | None = None
     then: str = ""
     dashboard: bool = False
-    variants: tuple[Experiment, ...] = ()
+    variants: Mapping[str, Experiment] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

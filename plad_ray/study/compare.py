@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from plad_ray.artifacts import Store
 from plad_ray.config import Experiment, StudySettings
+from plad_ray.config.pairs import NAME
 from plad_ray.config.search import Search
+from plad_ray.errors import told_of
 from plad_ray.evaluate.table import INITIAL, TEACHER, summarise
 from plad_ray.reward.base import check_wins
 from plad_ray.stages import Job
-from plad_ray.study import runs, search
+from plad_ray.study import across, runs, search
 from plad_ray.study.arms import MAIN, Sections, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated, needs_one_split, needs_scorer
-from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, LABELS, P_HOLM, TEMPERATURE, how, points
+from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, LABELS, P_HOLM, TEMPERATURE, how, points, verdict
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
-from plad_ray.study.runs import Runs
-
-#: by policy and temperature
-Contrasts = dict[tuple[str, float], Interval | None]
+from plad_ray.study.runs import Estimates, Runs, Values
 
 
-class Settings(StudySettings):
-    """The arms are the experiment's own: ``distilled`` and those under ``compare``."""
-
+class Searched(StudySettings):
     search: Search | None = Field(None, description="what is searched on dev for every arm; null: the file's settings")
 
 
+class Settings(Searched):
+    """The arms are the experiment's own: ``distilled`` and those under ``compare``."""
+
+    across: dict[str, dict[str, Any]] = Field(
+        {},
+        exclude_if=lambda value: not value,  # studies of one setting keep their name
+        description="tasks or pairs of models to compare the arms in: by name, what changes in the experiment, keys such as "
+        "data.path and their values; {}: nothing. The search is made anew in each",
+    )
+
+    @field_validator("across")
+    @classmethod
+    def _names(cls, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if wrong := [name for name in settings if not re.fullmatch(NAME, name)]:
+            raise ValueError(f"names are made of letters, digits, - and _ (given: {', '.join(wrong)})")
+        return settings
+
+
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
-    return tuned(STUDY, exp, exp.arms(), settings, store)
+    if not settings.across:
+        return tuned(STUDY, exp, exp.arms(), settings, store)
+    plans, alone = {}, settings.model_copy(update={"across": {}})
+    for name, variant in across.variants(exp, settings.across).items():
+        with told_of(across.where(name)):
+            plans[name] = tuned(STUDY, variant, variant.arms(), alone, store)
+    return across.together(STUDY, exp, settings, plans)
 
 
 def tuned(
     study: Study[Any],
     exp: Experiment,
     arms: dict[str, Sections],
-    settings: Settings,
+    settings: Searched,
     store: Store,
     facts: dict[str, Any] | None = None,
 ) -> Plan:
@@ -59,15 +81,52 @@ def tuned(
 
 
 def result(job: Job) -> Findings:
+    if settings := across.jobs(job):
+        return side_by_side(settings)
     found, arms = Runs.of(job), job.config["facts"]["arms"]
-    contrasted, made = contrasts(found, arms)
+    contrasted, made = found.family(contrasts(found, arms))
     return Findings(
         summary=tuple(sentences(found, arms, contrasted)),
-        warnings=tuple(edges(search.choice(job.inputs["search"]))) if "search" in job.inputs else (),
-        tables=(table(found, arms), differences(found, contrasted, made), *further(job, found, arms)),
-        figures=(figure(found, arms),),
+        warnings=tuple(cautions(job)),
+        tables=tables(job, found, arms, contrasted, made),
+        figures=(figure(found, win_rates(found, arms)),),
         confidence=found.evaluate.confidence,
     )
+
+
+def side_by_side(jobs: dict[str, Job]) -> Findings:
+    """One table of all settings and one sentence for each, then the tables of each; all their differences are one family."""
+    several = {name: Runs.of(job) for name, job in jobs.items()}
+    arms = next(iter(jobs.values())).config["facts"]["arms"]
+    rates = {name: win_rates(found, arms) for name, found in several.items()}
+    families = runs.families({name: (found, contrasts(found, arms)) for name, found in several.items()})
+    contrasted = {name: estimates for name, (estimates, _) in families.items()}
+    confidence, family = next(iter(several.values())).evaluate.confidence, across.family(contrasted)
+    said = {name: verdicts(estimates, confidence) for name, estimates in contrasted.items()}
+    return Findings(
+        summary=tuple(f"{name}: {MAIN} is {'; '.join(found)}." for name, found in said.items() if found),
+        warnings=tuple(f"{name}: {caution}" for name, job in jobs.items() for caution in cautions(job)),
+        tables=(
+            across.overview(several, rates, contrasted, confidence),
+            *(
+                across.of(name, shown)
+                for name, job in jobs.items()
+                for shown in tables(job, several[name], arms, *families[name], family)
+            ),
+        ),
+        figures=tuple(across.of(name, figure(found, rates[name])) for name, found in several.items()),
+        confidence=confidence,
+    )
+
+
+def tables(
+    job: Job, found: Runs, arms: list[str], contrasted: Estimates, made: str, family: str = ""
+) -> tuple[Table, ...]:
+    return (table(found, arms), differences(found, contrasted, made, family), *further(job, found, arms))
+
+
+def cautions(job: Job) -> list[str]:
+    return edges(search.choice(job.inputs["search"])) if "search" in job.inputs else []
 
 
 def further(job: Job, found: Runs, arms: list[str]) -> list[Table]:
@@ -106,19 +165,24 @@ def table(found: Runs, arms: list[str]) -> Table:
     )
 
 
-def contrasts(found: Runs, arms: list[str]) -> tuple[Contrasts, str]:
-    """The main arm's win rate less that of each other policy, corrected as one family, and how the intervals are made."""
+def win_rates(found: Runs, arms: list[str]) -> Estimates:
+    shown = [(p, t) for p in (TEACHER, INITIAL, *arms) for t in found.evaluate.temperatures if found.has(p, t)]
+    return found.estimates({(policy, t): found.won(policy, t) for policy, t in shown}, 0.5)
+
+
+def contrasts(found: Runs, arms: list[str]) -> dict[tuple[str, float], Values]:
+    """The main arm's win rate less that of each other policy."""
     others = [*(arm for arm in arms if arm != MAIN), INITIAL]
-    wanted = {
+    return {
         (other, t): found.difference(MAIN, other, t)
         for t in found.evaluate.temperatures
         for other in others
         if found.has(other, t)
     }
-    return found.family(wanted)
 
 
-def differences(found: Runs, contrasted: Contrasts, made: str) -> Table:
+def differences(found: Runs, contrasted: Estimates, made: str, family: str = "") -> Table:
+    """``family``: of which comparisons the p-values are corrected, where it is not these alone."""
     rows: list[tuple[Cell, ...]] = [
         (LABELS.get(other, other), temperature, e, None if e is None else e.p)
         for (other, temperature), e in contrasted.items()
@@ -126,7 +190,7 @@ def differences(found: Runs, contrasted: Contrasts, made: str) -> Table:
     return Table(
         key="differences",
         title=f"{MAIN} less each of the others, points of {found.quality}",
-        note=f"Paired by prompt; p two-sided, Holm-corrected over the {len(rows)} rows. {made}",
+        note=f"Paired by prompt; p two-sided, Holm-corrected over {family or f'the {len(rows)} rows'}. {made}",
         columns=(
             AGAINST,
             TEMPERATURE,
@@ -189,14 +253,12 @@ def edges(chosen: dict[str, Any]) -> list[str]:
     return [f"The search chose {what}, for {', '.join(arms)}: the best may lie beyond." for what, arms in found.items()]
 
 
-def figure(found: Runs, arms: list[str]) -> Figure:
+def figure(found: Runs, rates: Estimates) -> Figure:
     """Win rates with their intervals, a series a temperature."""
-    shown = [p for p in (TEACHER, INITIAL, *arms) if any(found.has(p, t) for t in found.evaluate.temperatures)]
-    wanted = {(p, t): found.won(p, t) for t in found.evaluate.temperatures for p in shown if found.has(p, t)}
-    estimates = found.estimates(wanted)
+    shown = list(dict.fromkeys(policy for policy, _ in rates))
     series = []
     for t in found.evaluate.temperatures:
-        shares = [(shown.index(p), e) for (p, at), e in estimates.items() if at == t and e is not None]
+        shares = [(shown.index(p), e) for (p, at), e in rates.items() if at == t and e is not None]
         series.append(points(f"temperature {t:g}", shares, "points"))
     return Figure(
         key="win-rates",
@@ -209,7 +271,7 @@ def figure(found: Runs, arms: list[str]) -> Figure:
     )
 
 
-def sentences(found: Runs, arms: list[str], contrasted: Contrasts) -> list[str]:
+def sentences(found: Runs, arms: list[str], contrasted: Estimates) -> list[str]:
     said = []
     for t, e in found.teacher_student().items():
         if e is not None:
@@ -218,14 +280,16 @@ def sentences(found: Runs, arms: list[str], contrasted: Contrasts) -> list[str]:
         ranked = sorted(arms, key=lambda arm: -(runs.mean(found.won(arm, t)) or 0))
         order = ", ".join(f"{arm} {100 * (runs.mean(found.won(arm, t)) or 0):.1f} %" for arm in ranked)
         said.append(f"{how(t)}: {found.quality}: {order}.")
-    significant: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    return said + [f"{MAIN} is {found}." for found in verdicts(contrasted, found.evaluate.confidence)]
+
+
+def verdicts(contrasted: Estimates, confidence: float) -> list[str]:
+    """``above: seqkd (greedy, +3.1), …`` and so on, as far as there are any."""
+    judged: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
     for (other, t), e in contrasted.items():
-        if e is None or e.p is None:
-            continue
-        verdict = "not told apart from" if e.p > 1 - found.evaluate.confidence else "above" if e.mean > 0 else "below"
-        significant[verdict].append(f"{LABELS.get(other, other)} ({how(t).lower()}, {100 * e.mean:+.1f})")
-    said += [f"{MAIN} is {verdict}: {', '.join(who)}." for verdict, who in significant.items() if who]
-    return said
+        if e is not None and (said := verdict(e, confidence)):
+            judged[said].append(f"{LABELS.get(other, other)} ({how(t).lower()}, {100 * e.mean:+.1f})")
+    return [f"{said}: {', '.join(who)}" for said, who in judged.items() if who]
 
 
 def _interval(found: dict[str, Any] | None) -> Interval | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,11 +67,21 @@ def last_stage(
 
 def of_run(stage: Stage, of: str) -> Stage:
     """``stage`` and all before it, shown as parts of the run ``of``."""
+    return _labelled(stage, lambda _: of)
+
+
+def of_setting(stage: Stage, name: str) -> Stage:
+    """The same, of whichever run each is, as parts of the setting ``name``."""
+    return _labelled(stage, lambda of: f"{name}, {of}" if of else name)
+
+
+def _labelled(stage: Stage, label: Callable[[str], str]) -> Stage:
     made: dict[str, Stage] = {}
 
     def visit(old: Stage) -> Stage:
         if old.artifact_name not in made:
-            made[old.artifact_name] = replace(old, inputs={key: visit(s) for key, s in old.inputs.items()}, of=of)
+            inputs = {key: visit(s) for key, s in old.inputs.items()}
+            made[old.artifact_name] = replace(old, inputs=inputs, of=label(old.of))
         return made[old.artifact_name]
 
     return visit(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.study.result import Column, Interval, Kind, Series
 from plad_ray.study.statistics import ends
 
+Verdict = Literal["above", "below", "not told apart from"]
 LABELS = {TEACHER: "teacher", INITIAL: "initial student"}
 ARM = Column(key="arm", label="", unit="text")
 TEMPERATURE = Column(key="temperature", label="temperature")
@@ -45,6 +47,13 @@ def band(name: str, x: np.ndarray, y: np.ndarray, y_XR: np.ndarray, confidence: 
 def interval(found: Interval) -> str:
     """A difference of shares in points: ``+1.3 [-0.2, +2.8]``."""
     return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def verdict(found: Interval, confidence: float) -> Verdict | None:
+    """Of a difference, by its p-value; None where it has none."""
+    if found.p is None:
+        return None
+    return "not told apart from" if found.p > 1 - confidence else "above" if found.mean > 0 else "below"
 
 
 def told_apart(found: Interval, confidence: float) -> str:

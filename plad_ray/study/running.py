@@ -12,6 +12,7 @@ from rich.markup import escape
 from plad_ray import preflight, preview
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Experiment, StudySettings, load_study
+from plad_ray.errors import told_of
 from plad_ray.running import make_console, run_stages
 from plad_ray.stages import Stage, check
 from plad_ray.study import STUDIES, find
@@ -63,8 +64,9 @@ def finish(
 
 def check_models(plan: Plan, todo: list[Stage]) -> None:
     """What the stages ``todo`` will use, in each experiment that has models of its own."""
-    for exp in plan.variants or (plan.exp,):
-        preflight.check(exp, todo)
+    for where, exp in (plan.variants or {"": plan.exp}).items():
+        with told_of(where):
+            preflight.check(exp, todo)
 
 
 def preview_plan(study: Study[Any], exp: Experiment, settings: StudySettings, store: Store, console: Console) -> None:

@@ -28,6 +28,7 @@ from plad_ray.study.statistics import ends
 
 K = TypeVar("K", bound=Hashable)
 Values = list[np.ndarray]  # [N_s] for each run; NaN where missing
+Estimates = dict[tuple[str, float], Interval | None]  # by policy and temperature
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,7 @@ class Runs:
 
     def family(self, wanted: Mapping[K, Values]) -> tuple[dict[K, Interval | None], str]:
         """Estimates of differences, their p-values corrected for being one family, and how the intervals are made."""
-        enough = self.for_tests(len(wanted))
-        return corrected(enough.estimates(wanted)), enough.how
+        return families({"": (self, wanted)})[""]
 
     def resampled(self, wanted: Mapping[K, Values]) -> dict[K, np.ndarray]:
         """The means [R] of each over the resamples."""
@@ -123,6 +123,17 @@ class Runs:
 
     def _strata(self, wanted: Mapping[Any, Values]) -> list[np.ndarray]:
         return [np.stack([values[i] for values in wanted.values()]) for i in range(len(self.frames))]
+
+
+def families(
+    several: Mapping[str, tuple[Runs, Mapping[K, Values]]],
+) -> dict[str, tuple[dict[K, Interval | None], str]]:
+    """As ``Runs.family`` of each by name, the p-values corrected for being one family all together."""
+    tests = sum(len(wanted) for _, wanted in several.values())
+    enough = {name: found.for_tests(tests) for name, (found, _) in several.items()}
+    estimates = {name: enough[name].estimates(wanted) for name, (_, wanted) in several.items()}
+    every = corrected({(name, key): e for name, of_one in estimates.items() for key, e in of_one.items()})
+    return {name: ({key: every[name, key] for key in of_one}, enough[name].how) for name, of_one in estimates.items()}
 
 
 def evaluate_of(job: Job) -> Evaluate:

@@ -11,8 +11,8 @@ from pydantic import Field, field_validator
 
 from plad_ray import pipeline
 from plad_ray.artifacts import Store
-from plad_ray.config import Experiment, StudySettings, parse
-from plad_ray.config.loading import put
+from plad_ray.config import Experiment, StudySettings
+from plad_ray.config.loading import vary
 from plad_ray.errors import PladError
 from plad_ray.evaluate.table import INITIAL, TEACHER
 from plad_ray.stages import Job, Stage
@@ -53,17 +53,16 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
             stage = pipeline.plan(seeded).stages["evaluate"]
             inputs[f"{EVALUATION}{name}/{seed}"] = of_run(stage, f"{name}, seed {seed}")
     last = last_stage(STUDY, exp, settings, inputs, {"arms": list(exp.arms())})
-    return Plan(exp, [last], last, variants=tuple(taught.values()))
+    return Plan(exp, [last], last, variants={f"study.teachers.{name}": variant for name, variant in taught.items()})
 
 
 def with_teacher(exp: Experiment, name: str, changes: dict[str, Any]) -> Experiment:
     """``exp`` with a changed teacher, validated as any experiment is."""
-    raw, where = exp.model_dump(mode="json"), f"study.teachers.{name}"
-    for key, value in changes.items():
+    where = f"study.teachers.{name}"
+    for key in changes:
         if not key.startswith("teacher."):
             raise PladError(f"{where}: {key}: the experiments differ in teacher.… only")
-        put(raw, key, value, f"{where}: {key}")
-    return parse(raw, where)
+    return vary(exp, changes, where)
 
 
 @dataclass(frozen=True)

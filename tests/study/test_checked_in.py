@@ -12,7 +12,7 @@ from plad_ray.study import trials
 from plad_ray.study.result import Interval
 from tests.generate.api_server import serving
 from tests.study.test_judge import by_numbers, judge
-from tests.study.test_study_file import FILES
+from tests.study.test_study_file import FILES, study_of
 from tests.study.test_sweep import one_after_another
 
 SIZE = "config: {hidden_size: 32, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 1}"
@@ -44,6 +44,12 @@ SHORT = {
     "real-pairs": ["study.seeds=[0]", "study.shares=[0.0, 1.0]"],
     "scaling": ["study.seeds=[0]", "study.shares=[0.5, 1.0]"],
     "sweep": ["study.grid={distill.objective.margin: [0.5, 2.0]}"],
+    "table1": [
+        "study.seeds=[0]",
+        "study.search=null",
+        f"study.across.wider={{student.model.scratch: {{model_type: llama, tokenizer: words, {SIZE.replace('32', '64')}}}}}",
+        "compare={seqkd: {distill: {objective: {name: seqkd}}}}",
+    ],
     "tax": [
         "study.base_weights=[0.5]",
         "study.second={data: {source: demo, facts: [4], sizes: {train: 1, distill: 1, dev: 1, test: 8}}}",
@@ -59,8 +65,8 @@ SHORT = {
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_checked_in_study_runs_to_its_end(here, file, monkeypatch):
     monkeypatch.setattr(trials, "run", one_after_another)
-    name = file.stem
-    overrides = [*TINY, f"runtime.store={here.folder}/runs", *SHORT.get(name, [])]
+    name = study_of(file)
+    overrides = [*TINY, f"runtime.store={here.folder}/runs", *SHORT.get(file.stem, [])]
     if name != "reward":  # the demo's own scorer gives all that so weak a student writes the same 0
         overrides.append("scorer={name: 'tests.study.test_reward:overlap'}")
     with serving(judge(by_numbers)) if name == "judge" else nullcontext() as server:

@@ -14,16 +14,24 @@ from plad_ray.errors import PladError
 
 JOBS = Path(__file__).parents[2] / "jobs"
 FILES = sorted((JOBS / "studies").glob("*.yaml"))
+#: files that are not named as their study is
+OTHERS = {"table1": "compare"}
+
+
+def study_of(file: Path) -> str:
+    return OTHERS.get(file.stem, file.stem)
 
 
 def test_every_study_has_its_file():
-    assert {file.stem for file in FILES} == set(study.STUDIES)
+    assert {file.stem for file in FILES} == {*study.STUDIES, *OTHERS}
+    for file in FILES:
+        assert f"plad study {study_of(file)} jobs/studies/{file.name}" in file.read_text()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_checked_in_files_are_planned(file, tmp_path):
     """With every model, text and setting known, all that is needed is there."""
-    made = CliRunner().invoke(app, ["study", file.stem, str(file), f"runtime.store={tmp_path}", "--dry-run"])
+    made = CliRunner().invoke(app, ["study", study_of(file), str(file), f"runtime.store={tmp_path}", "--dry-run"])
     assert made.exit_code == 0, made.output
     assert ("preferences" if file.stem == "reward" else "responses") in made.output
 
