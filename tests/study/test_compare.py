@@ -162,7 +162,7 @@ def across(here):
 
 
 def test_every_method_in_every_setting_is_in_one_overview(here, across):
-    exp = here.experiment(compare=ARMS)
+    exp = here.experiment(split_seed=0, compare=ARMS)
     result, store, last = here.run("compare", exp, seeds=[0, 1], search=SEARCH, across=across)
     overview, *others = result.tables
     assert overview.column("arm") == ["teacher", "initial student", "distilled", "seqkd"]
@@ -198,7 +198,7 @@ def test_every_method_in_every_setting_is_in_one_overview(here, across):
 
 
 def test_a_setting_is_what_its_own_study_is_but_for_the_family_of_its_p_values(here, across):
-    exp, wanted = here.experiment(compare=ARMS), {"seeds": [0], "search": SEARCH}
+    exp, wanted = here.experiment(split_seed=0, compare=ARMS), {"seeds": [0], "search": SEARCH}
     result, _, last = here.run("compare", exp, **wanted, across=across)
     ran = Counter(stage.name for stage in here.ran)
     # two seeds (one is the search's) of two tasks' prompts and of three settings' texts; a search tries two arms' two rates
