@@ -11,15 +11,16 @@ from plad_ray.artifacts import Store
 from plad_ray.config import Experiment
 from plad_ray.config.pairs import NAME
 from plad_ray.stages import Job
-from plad_ray.study import compare
+from plad_ray.study import compare, searched
 from plad_ray.study.arms import MAIN, vary
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.pieces import DIFFERENCE, P_HOLM, TEMPERATURE, how, interval, told_apart
 from plad_ray.study.result import Cell, Column, Findings, Table
 from plad_ray.study.runs import Runs
+from plad_ray.study.searched import Searched
 
 
-class Settings(compare.Searched):
+class Settings(Searched):
     variants: dict[str, dict[str, Any]] = Field(
         description="by name, what changes in the main arm: keys such as distill.objective.margin and their values"
     )
@@ -39,7 +40,7 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     """The experiment's other arms are left out: they are no variants of its recipe."""
     recipe = (exp.pairs, exp.distill)
     varied = {name: vary(recipe, changes, f"study.variants.{name}") for name, changes in settings.variants.items()}
-    return compare.tuned(STUDY, exp, {MAIN: recipe, **varied}, settings, store)
+    return searched.evaluated(STUDY, exp, {MAIN: recipe, **varied}, settings, store)
 
 
 def result(job: Job) -> Findings:

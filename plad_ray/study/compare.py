@@ -8,24 +8,18 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from plad_ray.artifacts import Store
-from plad_ray.config import Experiment, StudySettings
+from plad_ray.config import Experiment
 from plad_ray.config.pairs import NAME
-from plad_ray.config.search import Search
 from plad_ray.errors import told_of
 from plad_ray.evaluate.table import INITIAL, TEACHER, summarise
-from plad_ray.reward.base import check_wins
 from plad_ray.stages import Job
-from plad_ray.study import across, runs, search
-from plad_ray.study.arms import MAIN, Sections, vary
+from plad_ray.study import across, runs, searched
+from plad_ray.study.arms import MAIN
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.graph import Seeds, evaluated, needs_one_split, needs_scorer
 from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, LABELS, P_HOLM, TEMPERATURE, how, points, verdict
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Estimates, Runs, Values
-
-
-class Searched(StudySettings):
-    search: Search | None = Field(None, description="what is searched on dev for every arm; null: the file's settings")
+from plad_ray.study.searched import Searched
 
 
 class Settings(Searched):
@@ -48,36 +42,12 @@ class Settings(Searched):
 
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     if not settings.across:
-        return tuned(STUDY, exp, exp.arms(), settings, store)
+        return searched.evaluated(STUDY, exp, exp.arms(), settings, store)
     plans, alone = {}, settings.model_copy(update={"across": {}})
     for name, variant in across.variants(exp, settings.across).items():
         with told_of(across.where(name)):
-            plans[name] = tuned(STUDY, variant, variant.arms(), alone, store)
+            plans[name] = searched.evaluated(STUDY, variant, variant.arms(), alone, store)
     return across.together(STUDY, exp, settings, plans)
-
-
-def tuned(
-    study: Study[Any],
-    exp: Experiment,
-    arms: dict[str, Sections],
-    settings: Searched,
-    store: Store,
-    facts: dict[str, Any] | None = None,
-) -> Plan:
-    """Two steps where there is a search: what it finds, on its own seeds and dev, is frozen before test is read."""
-    scorer = needs_scorer(exp, study.name)
-    if settings.search is None:
-        return evaluated(study, exp, arms, settings, facts)
-    check_wins(scorer, f"study.search of {study.name}")
-    seeds = Seeds.of(exp, settings).seeds
-    needs_one_split(exp, study.name, (*seeds, *(settings.search.seeds or ())))
-    whole, searched = search.plan(exp, settings.search, arms, seeds)
-    if not searched.artifact(store).finished:
-        then = "each arm is trained with what the search chose, and evaluated on each seed"
-        return Plan(whole, [searched], then=then)
-    chosen = search.choice(searched.artifact(store))
-    frozen = {arm: vary(sections, chosen[arm]["changes"], f"arm {arm}") for arm, sections in arms.items()}
-    return evaluated(study, exp, frozen, settings, facts, {"search": searched})
 
 
 def result(job: Job) -> Findings:
@@ -87,7 +57,7 @@ def result(job: Job) -> Findings:
     contrasted, made = found.family(contrasts(found, arms))
     return Findings(
         summary=tuple(sentences(found, arms, contrasted)),
-        warnings=tuple(cautions(job)),
+        warnings=tuple(searched.cautions(job)),
         tables=tables(job, found, arms, contrasted, made),
         figures=(figure(found, win_rates(found, arms)),),
         confidence=found.evaluate.confidence,
@@ -105,7 +75,7 @@ def side_by_side(jobs: dict[str, Job]) -> Findings:
     said = {name: verdicts(estimates, confidence) for name, estimates in contrasted.items()}
     return Findings(
         summary=tuple(f"{name}: {MAIN} is {'; '.join(found)}." for name, found in said.items() if found),
-        warnings=tuple(f"{name}: {caution}" for name, job in jobs.items() for caution in cautions(job)),
+        warnings=tuple(f"{name}: {caution}" for name, job in jobs.items() for caution in searched.cautions(job)),
         tables=(
             across.overview(several, rates, contrasted, confidence),
             *(
@@ -125,14 +95,10 @@ def tables(
     return (table(found, arms), differences(found, contrasted, made, family), *further(job, found, arms))
 
 
-def cautions(job: Job) -> list[str]:
-    return edges(search.choice(job.inputs["search"])) if "search" in job.inputs else []
-
-
 def further(job: Job, found: Runs, arms: list[str]) -> list[Table]:
     """Each seed's own numbers where there are several, and what was searched where something was."""
     tables = [by_seed(found, arms)] if len(found.seeds) > 1 else []
-    return [*tables, searched(search.choice(job.inputs["search"]))] if "search" in job.inputs else tables
+    return [*tables, *searched.tables(job)]
 
 
 def table(found: Runs, arms: list[str]) -> Table:
@@ -220,39 +186,6 @@ def by_seed(found: Runs, arms: list[str]) -> Table:
     )
 
 
-def searched(chosen: dict[str, Any]) -> Table:
-    keys = list(dict.fromkeys(key for found in chosen.values() for key in found["changes"]))
-    rows: list[tuple[Cell, ...]] = [
-        (arm, len(c["trials"]), *(_text(c["changes"].get(key)) for key in keys), c["win_rate"])
-        for arm, c in chosen.items()
-    ]
-    return Table(
-        key="search",
-        title="What the search on dev chose",
-        note="Win rate against the references on dev, mean over the seeds of the search and all temperatures.",
-        columns=(
-            ARM,
-            Column(key="trials", label="trials", unit="count"),
-            *(Column(key=key, label=key, unit="text") for key in keys),
-            Column(key="win_rate", label="dev win rate", unit="percent"),
-        ),
-        rows=tuple(rows),
-    )
-
-
-def edges(chosen: dict[str, Any]) -> list[str]:
-    """Where a search ended at the largest or smallest of three numbers or more."""
-    found: dict[str, list[str]] = {}
-    for arm, choice in chosen.items():
-        for key, value in choice["changes"].items():
-            values = {trial["changes"].get(key) for trial in choice["trials"].values()}
-            tried = sorted(v for v in values if isinstance(v, int | float))
-            if len(tried) > 2 and value in (tried[0], tried[-1]):
-                end = "largest" if value == tried[-1] else "smallest"
-                found.setdefault(f"the {end} {key} that was tried, {value:g}", []).append(arm)
-    return [f"The search chose {what}, for {', '.join(arms)}: the best may lie beyond." for what, arms in found.items()]
-
-
 def figure(found: Runs, rates: Estimates) -> Figure:
     """Win rates with their intervals, a series a temperature."""
     shown = list(dict.fromkeys(policy for policy, _ in rates))
@@ -294,10 +227,6 @@ def verdicts(contrasted: Estimates, confidence: float) -> list[str]:
 
 def _interval(found: dict[str, Any] | None) -> Interval | None:
     return None if found is None else Interval(**{k: found[k] for k in ("mean", "low", "high", "p", "n")})
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 STUDY = Study("compare", "Methods compared", Settings, plan, result, "Tables 1 and 2")

@@ -9,20 +9,20 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from plad_ray.artifacts import Store
-from plad_ray.config import Experiment, StudySettings
+from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.evaluate.table import INITIAL
 from plad_ray.stages import Job
-from plad_ray.study import runs
+from plad_ray.study import runs, searched
 from plad_ray.study.arms import MAIN, Sections, vary
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.graph import evaluated, needs_scorer
 from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, how, interval, points, told_apart
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Runs
+from plad_ray.study.searched import Searched
 
 
-class Settings(StudySettings):
+class Settings(Searched):
     shares: tuple[float, ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0), description="of the pairs; 0 among them; nested")
     arms: tuple[str, ...] = Field((MAIN,), description="arms whose pairs are reordered")
 
@@ -35,7 +35,6 @@ class Settings(StudySettings):
 
 
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
-    needs_scorer(exp, STUDY.name)
     known = exp.arms()
     arms: dict[str, Sections] = {}
     places: dict[str, dict[str, Any]] = {}
@@ -48,7 +47,7 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
             name = f"{arm}-{100 * share:g}pct".replace(".", "_") if share else arm
             arms[name] = vary(known[arm], {"pairs.reward_share": share}, f"share {share:g} of {arm}")
             places[name] = {"arm": arm, "share": share}
-    return evaluated(STUDY, exp, arms, settings, {"places": places}, reads=("pairs",))
+    return searched.evaluated(STUDY, exp, arms, settings, store, {"places": places}, reads=("pairs",))
 
 
 def result(job: Job) -> Findings:
@@ -102,8 +101,8 @@ def result(job: Job) -> Findings:
     )
     return Findings(
         summary=tuple(_sentences(found, gains, places)),
-        warnings=tuple(_worse(lifts, places)),
-        tables=(table,),
+        warnings=(*_worse(lifts, places), *searched.cautions(job)),
+        tables=(table, *searched.tables(job)),
         figures=(figure,),
         confidence=found.evaluate.confidence,
     )
@@ -135,7 +134,8 @@ def _worse(lifts: dict[tuple[str, float], Interval | None], places: dict[str, di
             highs.setdefault((places[name]["arm"], t), []).append(lift.high)
     return [
         f"{how(t)}, {arm}: whatever the order of its pairs, the student is worse than before it was distilled; the recipe "
-        "(learning rate, SFT term) is at fault, and what the order is worth under a better one may differ."
+        "(learning rate, SFT term) is at fault, and what the order is worth under a better one may differ (study.search "
+        "finds a rate for each share)."
         for (arm, t), found in highs.items()
         if max(found) < 0
     ]

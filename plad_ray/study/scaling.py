@@ -11,22 +11,26 @@ from pydantic import Field, field_validator
 
 from plad_ray import parts, preview
 from plad_ray.artifacts import Artifact, Store
-from plad_ray.config import Experiment, StudySettings
+from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.stages import Job
+from plad_ray.study import searched
 from plad_ray.study.arms import Sections, vary
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.graph import Seeds, evaluated, needs_scorer
+from plad_ray.study.graph import Seeds, evaluated
 from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, P_HOLM, TEMPERATURE, band, how, interval, points, told_apart
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Series, Table
 from plad_ray.study.runs import Runs
+from plad_ray.study.searched import Searched
 from plad_ray.study.statistics import ends, log_fit, more_for
 
 GAIN = 0.01  # a point of win rate
 CURVE_POINTS = 30
 
 
-class Settings(StudySettings):
+class Settings(Searched):
+    """What ``search`` finds for an arm with all of the data holds for its smaller shares."""
+
     shares: tuple[float, ...] = Field(
         (0.05, 0.1, 0.25, 0.5, 1.0), description="of the distill prompts, each above 0 and at most 1; nested"
     )
@@ -41,7 +45,9 @@ class Settings(StudySettings):
 
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     """Text is generated for all prompts, once; an arm's share is what the first prompts gave."""
-    needs_scorer(exp, "scaling")
+    settled = searched.settle(STUDY, exp, exp.arms(), settings, store)
+    if isinstance(settled, Plan):
+        return settled
     seeds = Seeds.of(exp, settings)
     prompts = [parts.prompts(seeded) for _, seeded in seeds]
     sizes = [preview.split_sizes(stage, store).get("distill") for stage in prompts]
@@ -50,7 +56,7 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
         return Plan(exp, prompts, then="each arm is trained on shares of the prompts that are there")
     arms: dict[str, Sections] = {}
     facts: dict[str, dict[str, object]] = {}
-    for arm, sections in exp.arms().items():
+    for arm, sections in settled.arms.items():
         most = min(*known, sections[1].prompts or min(known))
         for share in settings.shares:
             name = arm if share == max(settings.shares) else f"{arm}-{100 * share:g}pct".replace(".", "_")
@@ -61,7 +67,7 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
         counts = [fact["prompts"] for fact in facts.values() if fact["arm"] == arm]
         if len(set(counts)) < len(counts):
             raise PladError(f"study.shares: two shares of the distill prompts of {arm} are as many prompts: {counts}")
-    return evaluated(STUDY, exp, arms, settings, {"places": facts}, reads=("train",))
+    return evaluated(STUDY, exp, arms, settings, {"places": facts}, settled.inputs, reads=("train",))
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,13 @@ def result(job: Job) -> Findings:
     between, made = contrasts(measured)
     return Findings(
         summary=(*(fit.sentence() for fit in fits), *apart(measured, between)),
-        warnings=tuple(same_rows(measured)),
-        tables=(by_share(measured), *([differences(measured, between, made)] if between else []), fitted(found, fits)),
+        warnings=(*same_rows(measured), *searched.cautions(job)),
+        tables=(
+            by_share(measured),
+            *([differences(measured, between, made)] if between else []),
+            fitted(found, fits),
+            *searched.tables(job),
+        ),
         figures=tuple(figure(measured, [fit for fit in fits if fit.temperature == t], t) for t in temperatures),
         confidence=found.evaluate.confidence,
     )

@@ -97,6 +97,14 @@ def test_ablation(here):
     assert result.tables[-1].key == "search" and result.tables[-1].column("trials") == [2, 2, 2]
 
 
+def test_each_share_of_real_pairs_can_have_a_rate_of_its_own(here):
+    search = {"seeds": [7], "grid": {"distill.learning_rate": [1e-2, 5e-2]}}
+    result, *_ = here.run("real-pairs", here.experiment(split_seed=0), shares=[0, 1], search=search)
+    table = result.tables[-1]
+    assert table.key == "search" and table.column("arm") == ["distilled", "distilled-100pct"]
+    assert table.column("trials") == [2, 2]
+
+
 def test_a_variant_can_take_back_what_the_recipe_sets(here):
     """Settings that are left out of a dump where they are null."""
     student = here.experiment().student.model_dump(mode="json") | {"draw": {"samples": 2}}

@@ -19,10 +19,10 @@ from plad_ray.errors import PladError
 from plad_ray.evaluate.frame import Frame
 from plad_ray.stages import check, closure
 from plad_ray.study.across import _is_best
-from plad_ray.study.compare import edges
 from plad_ray.study.result import Interval
 from plad_ray.study.running import check_models
 from plad_ray.study.runs import Runs, families
+from plad_ray.study.searched import edges
 from tests.conftest import save_tiny_model
 from tests.study.here import named, rows
 

@@ -12,7 +12,7 @@ from plad_ray import pipeline
 from plad_ray.errors import PladError
 from plad_ray.study.statistics import log_fit, more_for
 from tests.study.here import named, rows
-from tests.study.test_compare import won
+from tests.study.test_compare import SEARCH, won
 
 ARMS = ("distilled", "seqkd")
 
@@ -48,6 +48,18 @@ def test_numbers_equal_a_plain_fit_to_the_stored_scores(here):
     assert ran["responses"] == ran["pairs"] == ran["eval-responses"] == 2, "once a seed"
     [figure] = result.figures
     assert [s.kind for s in figure.series] == ["points", "band"] * 2 and figure.x.log
+
+
+def test_what_is_searched_with_all_of_the_data_holds_for_every_share(here):
+    exp = here.experiment(split_seed=0, compare={"seqkd": {"distill": {"objective": {"name": "seqkd"}}}})
+    result, store, last = here.run("scaling", exp, shares=[0.5, 1], search=SEARCH)
+    table = result.tables[-1]
+    assert table.key == "search" and table.column("arm") == list(ARMS)
+    trained = {a.manifest["name"]: a.manifest["config"]["training"] for a in named(last, store, lambda s: s.of == "seed 0")
+               if "training" in a.manifest["config"]}  # fmt: skip
+    rates = dict(zip(table.column("arm"), map(float, table.column("distill.learning_rate")), strict=True))
+    assert trained["distill"]["learning_rate"] == trained["distill-distilled-50pct"]["learning_rate"] == rates["distilled"]
+    assert trained["distill-seqkd"]["learning_rate"] == trained["distill-seqkd-50pct"]["learning_rate"] == rates["seqkd"]
 
 
 def test_a_known_curve_is_found_and_priced():
