@@ -37,18 +37,21 @@ def with_arms(exp: Experiment, arms: Mapping[str, Sections]) -> Experiment:
 
     Validated as any experiment is: the texts that each arm wants must be drawn, scores must be there.
     """
-    pairs, distill = arms.get(MAIN, (exp.pairs, exp.distill))
+    pairs, main = arms.get(MAIN, (exp.pairs, exp.distill))
     raw = exp.model_dump(mode="json", exclude={"pairs", "distill", "compare"})
-    raw |= {"pairs": pairs.model_dump(mode="json"), "distill": _explicit(distill)}
+    raw |= {"pairs": pairs.model_dump(mode="json"), "distill": _explicit(main, main)}
     raw["compare"] = {
-        name: {"pairs": pairs.model_dump(mode="json"), "distill": _explicit(distill)}
+        name: {"pairs": pairs.model_dump(mode="json"), "distill": _explicit(distill, main)}
         for name, (pairs, distill) in arms.items()
         if name != MAIN
     }
     return parse(raw, exp.name)
 
 
-def _explicit(distill: Distill) -> dict[str, Any]:
-    """The section with every field of its objective, so that nothing is taken from another arm."""
+def _explicit(distill: Distill, main: Distill) -> dict[str, Any]:
+    """The section with every field of its objective and whatever else ``main`` has otherwise, so that nothing is taken from
+    it."""
     objective = {"name": distill.objective.name, **asdict(distill.objective.built())}
-    return distill.model_dump(mode="json") | {"objective": objective}
+    left_out = [name for name, field in Distill.model_fields.items() if field.exclude_if]
+    other = {name: value for name in left_out if (value := getattr(distill, name)) != getattr(main, name)}
+    return distill.model_dump(mode="json") | other | {"objective": objective}

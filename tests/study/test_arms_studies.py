@@ -8,6 +8,7 @@ import pytest
 
 from plad_ray.errors import PladError
 from plad_ray.study import real_pairs
+from plad_ray.study.arms import vary, with_arms
 from plad_ray.study.result import Interval
 from tests.study.here import named, rows
 from tests.study.test_compare import win, won
@@ -94,6 +95,29 @@ def test_ablation(here):
     assert trained["distill-rank-2"]["lora"]["r"] == 2 and trained["distill"]["lora"]["r"] == 4
     assert trained["distill-loose"]["objective"]["margin"] == 3 and trained["distill"]["objective"]["margin"] == 1
     assert result.tables[-1].key == "search" and result.tables[-1].column("trials") == [2, 2, 2]
+
+
+def test_an_arm_takes_nothing_from_a_main_arm_that_trains_all_weights(here):
+    exp = here.experiment()
+    sections = {"distilled": vary((exp.pairs, exp.distill), {"distill.method": "full", "distill.prompts": 4}, "x")}
+    sections["adapter"] = (exp.pairs, exp.distill)
+    arms = with_arms(exp, sections).arms()
+    found = {name: (distill.method, distill.prompts) for name, (_, distill) in arms.items()}
+    assert found == {"distilled": ("full", 4), "adapter": ("lora", None)}
+
+
+def test_lora_against_full_training(here):
+    variants = {"full": {"distill.method": "full", "distill.learning_rate": 1e-3}}
+    result, store, last = here.run("ablation", here.experiment(), variants=variants)
+    [row] = result.tables[0].rows
+    base = fmean(won(last, store, "distilled"))
+    assert row[3].mean == pytest.approx(fmean(won(last, store, "full")) - base)
+    [adapter], [whole] = named(last, store, "distill"), named(last, store, "distill-full")
+    assert (adapter.local_folder() / "adapter_model.safetensors").is_file()
+    assert (whole.local_folder() / "model.safetensors").is_file()
+    said = [{r["prompt_id"]: r["text"] for r in rows(answers) if r["policy"] == policy}
+            for answers in named(last, store, "eval-responses") for policy in ("distilled", "full")]  # fmt: skip
+    assert said[0].keys() == said[1].keys() and said[0] != said[1]
 
 
 def test_ablation_says_what_it_needs(here):

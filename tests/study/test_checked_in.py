@@ -33,7 +33,7 @@ TINY = [
 SHORT = {
     "ablation": [
         "study.seeds=[0]",
-        "study.variants={no-sft-term: {distill.objective.sft_weight: 0}, rank-32: {distill.lora.r: 32}}",
+        "study.variants={no-sft-term: {distill.objective.sft_weight: 0}, full: {distill.method: full}}",
         "study.search={seeds: [100], grid: {distill.learning_rate: [1.0e-3, 3.0e-3]}}",
     ],
     "calibration": ["study.seeds=[0]", "study.samples=3", "study.limit=8"],
