@@ -183,7 +183,7 @@ def push(
     private: Annotated[bool, typer.Option(help="whether new repositories are private")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be uploaded, and upload nothing")] = False,
 ) -> None:
-    """Upload an adapter and its pairs to a Hub, each with a card. The token is HF_TOKEN, the Hub HF_ENDPOINT."""
+    """Upload a student and its pairs to a Hub, each with a card. The token is HF_TOKEN, the Hub HF_ENDPOINT."""
     from plad_ray.export.push import push
 
     for line in push(_load(file, overrides), arm, repo, private, dry_run):

@@ -213,16 +213,14 @@ def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     vllm_engine.check_architecture(config)
     if pool.runtime.gpus == 0:
         vllm_engine.check_vllm_cpu_head_size(config)
-    if name == "student" or role.model.adapter is not None or (role.sft is not None and role.sft.method == "lora"):
+    trained = [c for _, d in exp.arms().values() for c in (d, *d.candidates().values())] if name == "student" else []
+    ranks = [section.lora.r for section in (role.sft, *trained) if section is not None and section.method == "lora"]
+    if role.model.adapter is not None or ranks:
         vllm_engine.check_takes_lora(config)
     if role.model.adapter is not None:
         vllm_engine.check_adapter(str(adapter_folder(role.model.adapter)))
-    if role.sft is not None and role.sft.method == "lora":
-        vllm_engine.check_lora_rank(role.sft.lora.r)
-    if name == "student":
-        for _, distill in exp.arms().values():
-            for candidate in (distill, *distill.candidates().values()):
-                vllm_engine.check_lora_rank(candidate.lora.r)
+    for rank in ranks:
+        vllm_engine.check_lora_rank(rank)
 
 
 def _pool(exp: Experiment, name: str, role: Role) -> Any:

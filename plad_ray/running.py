@@ -121,7 +121,7 @@ def _named(whole: Plan, name: str) -> Stage:
 
 
 def _finish(exp: Experiment, whole: Plan, store: Store, console: Console, ran: set[str], seconds: float) -> None:
-    """The result a person can act on: table, seconds by stage, where the report and the adapters lie."""
+    """The result a person can act on: table, seconds by stage, where the report and the students lie."""
     evaluation = whole.stages.get("evaluate")
     if evaluation is not None:
         from plad_ray.report.terminal import render
@@ -129,9 +129,10 @@ def _finish(exp: Experiment, whole: Plan, store: Store, console: Console, ran: s
         console.print(render(store.read_json(evaluation.artifact(store).file("files/metrics.json"))))
     console.print(_times(whole, store, ran))
     console.print(f"{'all stages reused' if not ran else 'done'} in {seconds:.0f} s")
-    for arm in exp.arms():
-        adapter = whole.report.inputs[f"train/{arm}"].artifact(store)
-        console.print(f"adapter {arm}: {escape(adapter.path)}/files", soft_wrap=True)
+    for arm, (_, section) in exp.arms().items():
+        trained = whole.report.inputs[f"train/{arm}"].artifact(store)
+        kind = "model" if section.method == "full" else "adapter"
+        console.print(f"{kind} {arm}: {escape(trained.path)}/files", soft_wrap=True)
     for path in _copy_report(exp, whole.report.artifact(store), store):
         console.print(f"report: {escape(path)}", soft_wrap=True, style="bold")
 

@@ -28,6 +28,8 @@ EXPERIMENT: dict[str, Any] = {
 PICK = ["scorer.name=demo", "pairs.lists=[{policy: student, temperature: 0.2}, {policy: teacher, temperature: 0.7}]"]
 GREEDY = "pairs.chosen={policy: teacher, temperature: 0.0}"
 SAME_DRAW = "pairs.chosen={policy: student, temperature: 0.7, sample: 1}"
+PLAIN_STUDENT = ["student.model.scratch=null", "student.model.path=some/model"]
+CANDIDATE = ["distill.select_on_dev.whole.method=full", "scorer.name=demo"]
 HOT = ["pairs.rejection.temperatures=[2.0]", "scorer.name=demo"]
 
 
@@ -107,6 +109,19 @@ def test_unknown_keys_and_wrong_values_are_named(tmp_path, override, expected):
         ),
         (["student.sft.method=lora"], ["model.scratch needs sft.method full"]),
         (["student.model.path=x"], ["exactly one of path"]),
+        (
+            [*PLAIN_STUDENT, "student.sft.method=lora", "compare.whole.distill.method=full"],
+            ["compare.whole.distill.method full", "set student.sft.method to full"],
+        ),
+        (
+            [*PLAIN_STUDENT, "student.sft=null", "student.model.adapter=a", "distill.method=full"],
+            ["distill.method full", "student.model.adapter", "merge it"],
+        ),
+        (
+            [*PLAIN_STUDENT, "student.sft=null", "student.model.load_in_4bit=true", *CANDIDATE],
+            ["load_in_4bit", "distill.select_on_dev.whole.method full", "lora"],
+        ),
+        (["distill.method=full", "merge.base_weight=0.5"], ["merge averages adapters", "distill.method full"]),
         (["pairs.chosen={policy: teacher, temperature: 0.3}"], ["pairs.chosen", "0.3", "teacher.draw.temperatures"]),
         (["pairs.chosen={policy: student, temperature: 0.7}"], ["the same text"]),
         (["distill.objective.name=plad_margin"], ["scorer.name"]),
@@ -251,7 +266,7 @@ def test_only_what_depends_on_the_margin_gets_a_new_name(tmp_path):
 
 def test_writing_a_default_out_changes_no_name(tmp_path):
     base = plan(load(write(tmp_path)))
-    other = plan(load(write(tmp_path), ["distill.objective.margin=1.0", "distill.lora.r=8", "generate.top_p=1.0"]))
+    other = plan(load(write(tmp_path), ["distill.objective.margin=1.0", "distill.method=lora", "generate.top_p=1.0"]))
     assert [n for n, s in base.stages.items() if n != "report" and other.stages[n].digest != s.digest] == []
 
 

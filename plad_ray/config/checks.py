@@ -34,6 +34,27 @@ def check_table(data: Data, roles: Roles, arm: str, pairs: Pairs, distill: Disti
         _check_rejection(data, roles, arm, pairs)
 
 
+def check_full(student: Role, where: str, distill: Distill) -> None:
+    """Raises ValueError where ``distill``, or a candidate, is to train all weights of a student that is an adapter or is
+    kept in four bits. ``where``: the key of the section."""
+    for key, section in {"": distill, **distill.candidates()}.items():
+        if section.method != "full":
+            continue
+        what = f"{where}.select_on_dev.{key}.method" if key else f"{where}.method"
+        if student.model.load_in_4bit:
+            raise ValueError(f"student.model.load_in_4bit cannot be trained with {what} full; use lora")
+        if student.model.adapter is not None:
+            raise ValueError(
+                f"{what} full trains a whole model and student.model.adapter is none: merge it into its base first, or use "
+                "lora"
+            )
+        if student.sft is not None and student.sft.method == "lora":
+            raise ValueError(
+                f"{what} full trains a whole model and student.sft.method lora makes an adapter: set student.sft.method "
+                "to full too, or use lora for both"
+            )
+
+
 def _check_finished(arm: str, pairs: Pairs, kind: str) -> None:
     if kind != "pairs":
         raise ValueError(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from plad_ray.config.averaging import Averaging
 from plad_ray.config.base import Section, overlay
-from plad_ray.config.checks import check_table
+from plad_ray.config.checks import check_full, check_table
 from plad_ray.config.data import Data
 from plad_ray.config.evaluation import Evaluate, Scorer
 from plad_ray.config.models import Generate, Role
@@ -42,6 +42,11 @@ class Experiment(Section):
         self._check_api()
         for name, (pairs, distill) in self.arms().items():
             check_table(self.data, {"teacher": self.teacher, "student": self.student}, name, pairs, distill)
+            check_full(self.student, "distill" if name == "distilled" else f"compare.{name}.distill", distill)
+        if self.merge is not None and self.distill.method == "full":
+            raise ValueError(
+                "merge averages adapters, and distill.method full makes none; leave merge out, or use lora"
+            )
         if self.teacher == self.student:
             raise ValueError("teacher and student are the same model with the same SFT: every pair would be noise")
         named = {f"compare.{n}": n for n in self.compare}

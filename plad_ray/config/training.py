@@ -62,6 +62,11 @@ class Objective(BaseModel):
 
 class Distill(Training):
     objective: Objective = Objective()
+    method: Literal["lora", "full"] = Field(
+        "lora",
+        exclude_if=lambda value: value == "lora",  # what was trained before keeps its name
+        description="train an adapter, or all weights: a whole model then, of a student that is no adapter itself",
+    )
     lora: Lora = Lora()
     select_on_dev: dict[str, dict[str, Any]] = Field(
         {}, description="candidates by name, each a partial distill section; the best dev win rate is kept"

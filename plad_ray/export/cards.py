@@ -23,19 +23,21 @@ def model_card(
 ) -> str:
     manifest = adapter.manifest
     model = exp.student.model
+    whole = not (adapter.local_folder() / "adapter_config.json").is_file()
     local = base_is_local(exp)
     data = ModelCardData(
-        library_name="peft",
+        library_name="transformers" if whole else "peft",
         base_model=None if local else model.path,
         datasets=[pairs_repo] if pairs_repo else None,
         pipeline_tag="text-generation",
-        tags=["plad", "distillation", "preference", "lora"],
+        tags=["plad", "distillation", "preference", *([] if whole else ["lora"])],
     )
     _, distill = exp.arms()[arm]
     return _render(
         "model_card.md.j2",
         data=data.to_yaml(),
         name=repo,
+        whole=whole,
         base=named(model),
         base_is_local=local,
         base_artifact=", ".join(name for key, name in manifest["inputs"].items() if key.startswith("base/")),

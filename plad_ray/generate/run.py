@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -150,10 +151,19 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier, t
                 finished(rows, [r for r, a in zip(rows, answers, strict=True) if not a.get("published")])
 
     quarantine = Quarantine(job, tally.done, attempt, lambda row: finished([row], [row]))
-    for turn in job.runtime.turns(sorted({pool.role for pool in pools})):
-        mine = [pool for pool in pools if pool.role in turn]
+    for mine in in_turn(job, pools):
         share = replace(work, left={pool.name: work.left[pool.name] for pool in mine})
         quarantine.complete(mine, share, lambda pool: ENGINES[pool.engine].in_flight(pool))
+
+
+def in_turn(job: Job, pools: list[EnginePool]) -> list[list[EnginePool]]:
+    """Pools whose engines are up at one time. A role with several bases (students all of whose weights were trained) has
+    the devices of ``runtime`` for one of them."""
+    found = []
+    for turn in job.runtime.turns(sorted({pool.role for pool in pools})):
+        of_role = ([pool for pool in pools if pool.role == role] for role in turn)
+        found += [[pool for pool in together if pool is not None] for together in zip_longest(*of_role)]
+    return found
 
 
 def _answers(job: Job, pools: list[EnginePool], work: Work) -> Generator[list[dict[str, Any]]]:

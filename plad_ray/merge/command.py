@@ -36,6 +36,11 @@ def merge(exp: Experiment, arm: str, out: Path, asked: dict[str, Any], as_adapte
         )
     starts = () if tuned is None else (tuned,)
     adapter = distilled.artifact(store)
+    if not (adapter.local_folder() / "adapter_config.json").is_file():
+        raise PladError(
+            f"arm {arm} was distilled with method full, so {adapter.path}/files is one plain model already: "
+            "there is no adapter to merge or to average"
+        )
     if how is not None:
         _check(exp, how, [stage.artifact(store) for stage in starts], adapter)
         adapter = _made(exp, parts.average(exp, arm, distilled, how, whole.stages["prompts"], starts), store)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from plad_ray.config import Averaging, Experiment
+from plad_ray.errors import PladError
 from plad_ray.parts.common import lazy, model_identity, present
 from plad_ray.parts.generation import generate_proxy, score
 from plad_ray.stages import Stage
@@ -14,7 +15,13 @@ def average(
     exp: Experiment, arm: str, distilled: Stage, how: Averaging, prompts: Stage, start: tuple[Stage, ...]
 ) -> Stage:
     """The adapter of ``arm`` averaged with the student before distillation (before the first of several rounds), whose
-    stages are ``start``, oldest first. With parts, their weights are learned on text of the distilled student."""
+    stages are ``start``, oldest first. With parts, their weights are learned on text of the distilled student. Raises
+    PladError for an arm that trains all weights."""
+    _, section = exp.arms()[arm]
+    if "full" in (section.method, *(candidate.method for candidate in section.candidates().values())):
+        raise PladError(
+            f"arm {arm} has distill.method full, which makes no adapter: only adapters are averaged; use lora"
+        )
     inputs = {"distilled": distilled} | {f"start/{i}": stage for i, stage in enumerate(start)}
     learning = {"epsilon", "learning_rate", "epochs", "batch_size", "l1", "top", "parts"}
     kept = {"base_weight", *(learning if how.parts else {"layers"})}

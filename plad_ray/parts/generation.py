@@ -30,7 +30,8 @@ def generate_bases(exp: Experiment, prompts: Stage, teacher: Stage | None, stude
 def generate_arms(
     exp: Experiment, name: str, adapters: dict[str, Stage], prompts: Stage, student: Stage | None, split: SplitName
 ) -> Stage:
-    """Every distilled adapter on the prompts of ``split``, served side by side on the student's base."""
+    """Every distilled student on the prompts of ``split``: adapters are served side by side on their base, whole models one
+    after another."""
     draws = [_draw(split, exp.evaluate.temperatures, 1, exp.evaluate.limit)]
     policies = {arm: _policy(exp.student, "student", draws) for arm in adapters}
     inputs = {f"{arm}/{i}": s for arm, a in adapters.items() for i, s in enumerate(x for x in (student, a) if x)}

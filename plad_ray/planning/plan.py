@@ -91,12 +91,12 @@ class Planner:
         """A run that trains ``role``'s model."""
         shape, runtime = self.shape(role), self.exp.runtime.train
         objective = objective_of(section)
-        full = isinstance(section, Sft) and section.method == "full"
+        full = section.method == "full"
         candidates = self.candidates(objective.trains_on, pairs)
         prompt, response = self.sizes.prompt, self.sizes.response
         named = tuple(dict.fromkeys((*objective.logits_of, *objective.logps_of)))
         frozen = tuple(self.shape("teacher" if key == "teacher" else "student") for key in named)
-        own = sum(s.weights for key, s in zip(named, frozen, strict=True) if key == "teacher")
+        own = sum(s.weights for key, s in zip(named, frozen, strict=True) if key == "teacher" or full)
         beside = {f"the {key} model": other.model for key, other in zip(named, frozen, strict=True)}
         layout, why = choose_layout(runtime.layout, shape.model, beside)
         self.layouts[name] = layout.name + (f": {why}" if why else "")

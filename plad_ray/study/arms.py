@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from plad_ray.config import Distill, Experiment, Pairs, overlay, parse
+from plad_ray.config.base import Section
 from plad_ray.config.loading import put
 from plad_ray.errors import PladError
 
@@ -42,18 +43,19 @@ def with_arms(exp: Experiment, arms: Mapping[str, Sections]) -> Experiment:
     raw |= {"pairs": pairs.model_dump(mode="json"), "distill": _explicit(distill)}
     raw["compare"] = {
         name: {
-            "pairs": _over(raw["pairs"], pairs.model_dump(mode="json")),
-            "distill": _over(raw["distill"], _explicit(own)),
+            "pairs": _over(raw["pairs"], pairs, pairs.model_dump(mode="json")),
+            "distill": _over(raw["distill"], distill, _explicit(distill)),
         }
-        for name, (pairs, own) in arms.items()
+        for name, (pairs, distill) in arms.items()
         if name != MAIN
     }
     return parse(raw, exp.name)
 
 
-def _over(main: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
-    """``section`` so that nothing of ``main``, which it is laid over, is left: keys that it leaves out are null."""
-    return dict.fromkeys(main) | section
+def _over(main: dict[str, Any], section: Section, dumped: dict[str, Any]) -> dict[str, Any]:
+    """``dumped`` of ``section`` so that nothing of ``main``, which it is laid over, is left: what it leaves out because it
+    is the default (``exclude_if``) is said where ``main`` says something else."""
+    return {name: getattr(section, name) for name in main if name not in dumped} | dumped
 
 
 def _explicit(distill: Distill) -> dict[str, Any]:

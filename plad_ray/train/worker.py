@@ -146,13 +146,13 @@ def _frozen_policies(
 
 
 def _network(policy: Policy, model: Model, training: Sft | Distill, seed: int) -> nn.Module:
-    full = isinstance(training, Sft) and training.method == "full"
-    if full and policy.adapter is not None:
+    if training.method == "full" and policy.adapter is not None:
+        section = "sft" if isinstance(training, Sft) else "distill"
         raise PladError(
-            "sft.method full cannot continue an adapter: merge it into its base first (plad merge), or use lora"
+            f"{section}.method full cannot continue an adapter: merge it into its base first (plad merge), or use lora"
         )
     base = load_base(policy, model.dtype, model.load_in_4bit)
-    return base if full else with_lora(base, policy, training.lora, seed)
+    return base if training.method == "full" else with_lora(base, policy, training.lora, seed)
 
 
 def _train(job: Job, world: World, model: Model, training: Sft | Distill, parts: Parts) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from plad_ray.artifacts import Store
 from plad_ray.errors import PladError
-from plad_ray.export.push import push
+from plad_ray.export.push import push, stage
+from plad_ray.pipeline import plan
 from tests.export.finished import TEXTS, finished
 from tests.export.hub import TOKEN, Hub
 
@@ -61,6 +63,20 @@ def test_adapter_pairs_and_cards_arrive(hub, folder) -> None:
     for content in (*model.values(), pairs["README.md"]):
         assert str(folder).encode() not in content and TOKEN.encode() not in content
     assert "plad_rank" in model["README.md"].decode().replace("\\", "") and "3 pairs" in pairs["README.md"].decode()
+
+
+def test_a_whole_model_says_that_it_is_one(tmp_path) -> None:
+    exp = finished(tmp_path, distill={"method": "full"})
+    store = Store(exp.runtime.store)
+    trained = plan(exp).report.inputs["train/distilled"].artifact(store)
+    store.delete(trained.file("files"))
+    store.write_bytes(trained.file("files/config.json"), b"{}")
+    store.write_bytes(trained.file("files/model.safetensors"), b"weights")
+    model, _ = stage(exp, "distilled", "org/name", tmp_path / "up")
+    card = (model.folder / "README.md").read_bytes()
+    assert set(model.files()) == {"README.md", "config.json", "model.safetensors"}
+    assert header(card)["library_name"] == "transformers" and "lora" not in header(card)["tags"]
+    assert b"adapter" not in card
 
 
 def test_a_refused_token_is_one_message(hub, folder) -> None:

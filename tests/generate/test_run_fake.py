@@ -25,6 +25,7 @@ from plad_ray.generate.responses import PART
 from plad_ray.generate.tasks import stored_requests
 from plad_ray.generate.watch import EngineLost
 from plad_ray.stages import Stage, run_stage
+from tests.conftest import save_tiny_model
 from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact, succeeded
 
 RUNTIME = {"teacher": {"batch_size": 8}, "student": {"batch_size": 8}}
@@ -62,6 +63,21 @@ def test_all_roles_and_temperatures_in_one_run(store, tiny_llama, ray_session):
         assert outcome.metrics["truncated"][name] == sum(r["finish_reason"] == "length" for r in mine) / 60
     assert [a[0] for a, _ in seen][:2] == [0, 8] and seen[-1][0] == (120, 120, "rows")
     assert "tokens_per_s" in seen[-1][1]
+
+
+def test_a_roles_bases_are_served_one_after_another(store, tiny_llama, tmp_path, ray_session):
+    """Students all of whose weights were trained: each is a base, and the role has the devices of one engine pool."""
+    specs = {"teacher": policy(tiny_llama, "teacher"), "first": policy(tiny_llama, "student")}
+    specs["second"] = policy(save_tiny_model(tmp_path / "second", seed=3), "student")
+    job = make_job(store, specs, {"prompts": prompts_artifact(store, prompt_rows(9))}, RUNTIME)
+    pools = build_pools(job)
+    named = [[list(pool.policies) for pool in turn] for turn in generate_run.in_turn(job, pools)]
+    assert named == [[["first"], ["teacher"]], [["second"]]]
+    alone = make_job(store, specs, job.inputs, {**RUNTIME, "colocate": ["teacher", "student"]})
+    named = [[list(pool.policies) for pool in turn] for turn in generate_run.in_turn(alone, pools)]
+    assert named == [[["first"]], [["second"]], [["teacher"]]]
+    assert generate_run.run(job).rows_out == 27
+    assert Counter(row["policy"] for row in job.out.rows()) == dict.fromkeys(specs, 9)
 
 
 def test_resume_runs_only_what_is_missing(store, tiny_llama, ray_session):

@@ -178,6 +178,21 @@ def test_missing_ends_are_named(experiment, trained, tmp_path):
     assert "arm distilled is not trained yet" in merge(trained, "--out", tmp_path / "out").stderr
 
 
+def test_a_whole_model_is_not_merged(experiment, base, tmp_path):
+    """Full SFT and full distillation: what lies there is one plain model."""
+    changes = ["student.sft.method=full", "distill.method=full"]
+    exp = load(experiment, changes)
+    stages, store = plan(exp).stages, Store(exp.runtime.store)
+    for name in ("sft-student", "distill"):
+        artifact = stages[name].artifact(store)
+        store.upload(base, artifact.file("files"))
+        artifact.finish({})
+    for options in ([], ["--base-weight", 0.2], ["--adapter"]):
+        result = merge(experiment, *changes, "--out", tmp_path / "out", *options)
+        assert result.exit_code == 2 and not (tmp_path / "out").exists()
+        assert "distilled with method full" in result.stderr and stages["distill"].artifact(store).path in result.stderr
+
+
 def test_the_best_answers_need_a_scorer(experiment, tmp_path):
     result = merge(experiment, "merge.top=0.5", "--out", tmp_path / "out")
     assert result.exit_code == 2 and "merge.top below 1 needs scores: set scorer.name" in result.stderr

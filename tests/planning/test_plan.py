@@ -214,6 +214,24 @@ def test_plan_of_the_demo_and_of_the_papers_setting(tmp_path) -> None:
         made(paper, Given(on="tpu"))
 
 
+def test_a_full_distillation_holds_gradients_and_moments_of_all_weights_and_its_reference(tmp_path) -> None:
+    """bf16, ZeRO 0: 2 bytes of weight and of gradient a parameter and 8 of moments; 2 more of the frozen start."""
+    for role, sizes in (("teacher", LLAMA_13B), ("student", LLAMA_7B)):
+        LlamaConfig(**{**sizes, "num_hidden_layers": 2}).save_pretrained(tmp_path / role)
+    configs = tuple(f"{role}={tmp_path / role / 'config.json'}" for role in ("teacher", "student"))
+    changes = ["student.sft.method=full", "distill.method=full", "distill.objective={name: dpo}",
+               "compare={adapter: {distill: {method: lora}}}", "runtime.train.zero_stage=0"]  # fmt: skip
+    exp = config.load(ROOT / "jobs/tldr_llama2.yaml", changes)
+    assert exp.student.model.dtype == "bfloat16"
+    found = {e.stage: e for e in made(exp, Given(prompts=1000, configs=configs, on="a100-80")).estimates}
+    parameters = Shape(LlamaConfig(**{**LLAMA_7B, "num_hidden_layers": 2}), "bfloat16").parameters
+    full, adapter = found["distill"], found["distill-adapter"]
+    assert full.memory["weights"] == 2 * 2 * parameters
+    assert full.memory["gradients"] == 2 * parameters and full.memory["optimizer"] == 8 * parameters
+    assert adapter.memory["gradients"] < 0.01 * full.memory["gradients"]
+    assert adapter.memory["weights"] < 1.01 * 2 * parameters and full.seconds > adapter.seconds
+
+
 MEASURE = """
 from benchmarks import ours
 from benchmarks.resident import forget_peak, peak

@@ -120,6 +120,29 @@ def test_a_variant_can_take_back_what_the_recipe_sets(here):
     assert told.pairs == plain[0].model_dump(mode="json"), "no name of what was made before changes"
 
 
+def test_an_arm_takes_nothing_from_a_main_arm_that_trains_all_weights(here):
+    exp = here.experiment()
+    sections = {"distilled": vary((exp.pairs, exp.distill), {"distill.method": "full", "distill.prompts": 4}, "x")}
+    sections["adapter"] = (exp.pairs, exp.distill)
+    arms = with_arms(exp, sections).arms()
+    found = {name: (distill.method, distill.prompts) for name, (_, distill) in arms.items()}
+    assert found == {"distilled": ("full", 4), "adapter": ("lora", None)}
+
+
+def test_lora_against_full_training(here):
+    variants = {"full": {"distill.method": "full", "distill.learning_rate": 1e-3}}
+    result, store, last = here.run("ablation", here.experiment(), variants=variants)
+    [row] = result.tables[0].rows
+    base = fmean(won(last, store, "distilled"))
+    assert row[3].mean == pytest.approx(fmean(won(last, store, "full")) - base)
+    [adapter], [whole] = named(last, store, "distill"), named(last, store, "distill-full")
+    assert (adapter.local_folder() / "adapter_model.safetensors").is_file()
+    assert (whole.local_folder() / "model.safetensors").is_file()
+    said = [{r["prompt_id"]: r["text"] for r in rows(answers) if r["policy"] == policy}
+            for answers in named(last, store, "eval-responses") for policy in ("distilled", "full")]  # fmt: skip
+    assert said[0].keys() == said[1].keys() and said[0] != said[1]
+
+
 def test_ablation_says_what_it_needs(here):
     with pytest.raises(PladError, match=r"variants\.big: distill\.lora\.rank: unknown key"):
         here.run("ablation", here.experiment(), variants={"big": {"distill.lora.rank": 2}})

@@ -34,7 +34,8 @@ SHORT = {
     "ablation": [
         "study.seeds=[0]",
         "study.variants={no-sft-term: {distill.objective.sft_weight: 0}, agreeing: {pairs.min_agreement: 0.2}, "
-        "self-consistent: {pairs.chosen.temperature: 0.7, pairs.min_self_consistency: 0.1}}",
+        "self-consistent: {pairs.chosen.temperature: 0.7, pairs.min_self_consistency: 0.1}, "
+        "full: {distill.method: full}}",
         "study.search={seeds: [100], grid: {distill.learning_rate: [1.0e-3, 3.0e-3]}}",
     ],
     "calibration": ["study.seeds=[0]", "study.samples=3", "study.limit=8"],

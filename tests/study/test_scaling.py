@@ -58,8 +58,12 @@ def test_what_is_searched_with_all_of_the_data_holds_for_every_share(here):
     trained = {a.manifest["name"]: a.manifest["config"]["training"] for a in named(last, store, lambda s: s.of == "seed 0")
                if "training" in a.manifest["config"]}  # fmt: skip
     rates = dict(zip(table.column("arm"), map(float, table.column("distill.learning_rate")), strict=True))
-    assert trained["distill"]["learning_rate"] == trained["distill-distilled-50pct"]["learning_rate"] == rates["distilled"]
-    assert trained["distill-seqkd"]["learning_rate"] == trained["distill-seqkd-50pct"]["learning_rate"] == rates["seqkd"]
+    assert (
+        trained["distill"]["learning_rate"] == trained["distill-distilled-50pct"]["learning_rate"] == rates["distilled"]
+    )
+    assert (
+        trained["distill-seqkd"]["learning_rate"] == trained["distill-seqkd-50pct"]["learning_rate"] == rates["seqkd"]
+    )
 
 
 def test_a_known_curve_is_found_and_priced():

@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pytest
 
+from plad_ray.errors import PladError
 from plad_ray.study import tax
 from plad_ray.study.result import Interval
 from tests.study.here import named, rows
@@ -42,6 +43,12 @@ def test_numbers_equal_those_from_the_stored_rows(here):
     ]
     ran = [stage.name for stage in here.ran]
     assert ran.count("tax-responses") == ran.count("proxy-seqkd") == 1, "all students answer in one generation"
+
+
+def test_whole_models_are_not_averaged(here):
+    exp = here.experiment(compare={"whole": {"distill": {"method": "full"}}})
+    with pytest.raises(PladError, match=r"arm whole has distill\.method full.*only adapters are averaged"):
+        here.run("tax", exp, base_weights=[0.5], kinds=["plain"])
 
 
 def test_the_second_task_is_read_and_answered_by_every_student(here):

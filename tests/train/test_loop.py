@@ -204,6 +204,34 @@ def test_sft_makes_an_adapter_and_distillation_continues_it(store, tiny_llama):
     assert before.keys() == after.keys() and any(not torch.equal(before[n], after[n]) for n in before)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_full_distillation_trains_every_weight_from_where_the_student_is(zero_stage, store, tiny_llama):
+    """Of a student that full SFT has made a model: the reference is that student, the artifact a model of its own."""
+    sft = sft_job(store, {"path": str(tiny_llama)}, method="full", learning_rate=1e-3)
+    session(sft)
+    settings = {"objective": {"name": "dpo"}, "learning_rate": 3e-3, "epochs": 8, "batch_size": 24}
+    job = distill_job(store, tiny_llama, frozen={"reference": tiny_llama}, train={"zero_stage": zero_stage}, method="full",
+                      **settings)  # fmt: skip
+    job.inputs.update({"base/0": sft.out, "frozen/reference/0": sft.out})
+    lines = session(job)
+    assert lines[0]["loss"] == pytest.approx(math.log(2)) and lines[-1]["loss"] < 0.9 * math.log(2)
+    policy = resolve(Model.model_validate(job.config["model"]), sft.out, job.out)
+    assert policy.adapter is None and policy.base == str(job.out.local_folder())
+    start = load_model(resolve(Model.model_validate(job.config["model"]), sft.out)).state_dict()
+    trained = load_model(policy).state_dict()
+    assert start.keys() == trained.keys() and not [n for n in start if torch.equal(start[n], trained[n])]
+    assert load_tokenizer(policy).get_vocab() == load_tokenizer(resolve(Model(path=str(tiny_llama)))).get_vocab()
+
+
+def test_full_distillation_continues_no_adapter(store, tiny_llama):
+    sft = sft_job(store, {"path": str(tiny_llama)}, lora={"r": 4})
+    session(sft)
+    job = distill_job(store, tiny_llama, method="full")
+    job.inputs["base/0"] = sft.out
+    result = work(job, World(0, 1, torch.device("cpu"), None, lambda metrics, folder: None))
+    assert "distill.method full cannot continue an adapter" in result["error"]
+
+
 def test_continued_adapter_of_another_rank_is_refused(store, tiny_llama):
     sft = sft_job(store, {"path": str(tiny_llama)}, lora={"r": 8})
     session(sft)

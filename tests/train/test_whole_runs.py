@@ -15,6 +15,7 @@ from plad_ray.config import Experiment, Model, parse
 from plad_ray.models.load import load_model, load_tokenizer
 from plad_ray.models.policy import resolve
 from plad_ray.pipeline import plan
+from plad_ray.train.sampler import Plan
 from tests.conftest import save_tiny_model
 from tests.generate.generate_jobs import prompt_rows
 from tests.train import whole_runs
@@ -33,7 +34,7 @@ def experiment(tmp_path, tiny_llama, teacher) -> Any:
     rows = [{"prompt": row["prompt"], "reference": " w1"} for row in prompt_rows(40)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def make(**distill: Any) -> Experiment:
+    def make(tuned: str = "lora", **distill: Any) -> Experiment:
         lora = {"r": 4, "dropout": 0.0, "target_modules": "all-linear"}
         shared = {"max_length": 64}
         sections = {
@@ -43,7 +44,7 @@ def experiment(tmp_path, tiny_llama, teacher) -> Any:
             "student": {
                 "model": {"path": str(tiny_llama), **shared},
                 "engine": "transformers",
-                "sft": {"lora": lora, "learning_rate": 1e-2, "batch_size": 8},
+                "sft": {"method": tuned, "lora": lora, "learning_rate": 1e-2, "batch_size": 8},
             },
             "generate": {"max_tokens": 6},
             "pairs": {"drop_truncated_chosen": False},
@@ -81,10 +82,25 @@ def test_the_second_round_trains_on_what_the_first_student_says(experiment):
     check_goes_on_from_the_first(exp, made)
 
 
+def test_whole_models_go_from_round_to_round(experiment):
+    """What round 1 trained is served as a base of its own, and round 2 goes on from it."""
+    exp = experiment("full", method="full", rounds=2, epochs=3, learning_rate=1e-3)
+    made = whole_runs.run(exp, plan(exp).report.inputs["train/distilled"])
+    before, after = texts(made["responses"]), texts(made["responses-student-round2"])
+    assert before.keys() == after.keys() and any(before[i] != after[i] for i in before)
+    names = ("sft-student", "distill-round1", "distill-round2")
+    start, first, second = (load_file(made[name].local_folder() / "model.safetensors") for name in names)
+    assert start.keys() == first.keys() == second.keys()
+    assert not [n for n in start if torch.equal(start[n], first[n]) or torch.equal(first[n], second[n])]
+    rows = list(made["pairs-round2"].rows())
+    model = load_model(policy := resolve(exp.student.model, made["sft-student"], made["distill-round1"]))
+    picked = [rows[i] for i in Plan(len(rows), 8, 3, exp.seed).step_rows(0)]
+    logps = [spoken(model, load_tokenizer(policy), row) for row in picked]
+    assert lines(made["distill-round2"])[0]["rewards/chosen"] == pytest.approx(sum(logps) / len(logps), rel=1e-4)
+
+
 def check_goes_on_from_the_first(exp: Experiment, made: dict[str, Artifact]) -> None:
     """The first step of round 2 has the loss that round 1's adapter has on it: that is where training went on."""
-    from plad_ray.train.sampler import Plan
-
     line = lines(made["distill-round2"])[0]
     rows = list(made["pairs-round2"].rows())
     picked = [rows[i] for i in Plan(len(rows), 8, 3, exp.seed).step_rows(0)]
