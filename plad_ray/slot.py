@@ -16,6 +16,15 @@ from plad_ray.errors import PladError
 
 #: obstore asks again when a request fails, and not when its answer breaks off in the middle
 BODY_CUT, BODY_TRIES = "response body error", 10
+#: what pyarrow calls Google Cloud Storage
+GOOGLE = ("gs", "gcs")
+#: with it, pyarrow's Google client asks this address (a URL) and no other
+EMULATOR = "CLOUD_STORAGE_EMULATOR_ENDPOINT"
+#: where obstore takes them from
+AMAZONS_KEYS = (
+    "environment variables or the machine's role; `aws configure export-credentials --format env` exports a profile"
+)
+GOOGLES_KEYS = "GOOGLE_APPLICATION_CREDENTIALS, gcloud's application default login or the machine's service account"
 
 
 class Slot(Protocol):
@@ -88,7 +97,8 @@ class ObjectSlot:
 
 
 def _object_store(root: str) -> Any:
-    """obstore's view of a store. It takes credentials from the environment or the machine, not from profiles.
+    """obstore's view of a store, where pyarrow's is too. It takes credentials from the environment or the machine, on
+    Amazon not from profiles.
 
     Raises PladError when it finds none.
     """
@@ -97,18 +107,39 @@ def _object_store(root: str) -> Any:
 
     parts = urlsplit(root)
     given = dict(parse_qsl(parts.query))
-    options: dict[str, Any] = {"client_options": {"allow_http": True, "timeout": "30s"}}
-    if "endpoint_override" in given:
-        options["endpoint"] = f"{given.get('scheme', 'https')}://{given['endpoint_override']}"
-    if "region" in given:
-        options["region"] = given["region"]
-    elif parts.scheme == "s3" and "AWS_DEFAULT_REGION" in os.environ.keys() - {"AWS_REGION"}:
-        options["region"] = os.environ["AWS_DEFAULT_REGION"]
+    google = parts.scheme in GOOGLE
+    options = _google(parts.username, given) if google else _amazon(parts.scheme, given)
+    url = f"{'gs' if google else parts.scheme}://{parts.netloc}{parts.path}"
     try:
-        return from_url(f"{parts.scheme}://{parts.netloc}{parts.path}", **options)
+        return from_url(url, client_options={"allow_http": True, "timeout": "30s"}, **options)
     except BaseError as error:
         raise PladError(
             f"runtime.store {root}: {str(error).splitlines()[0]}. Writers of an artifact exclude each other by conditional "
-            "writes, whose credentials come from environment variables or the machine's role; a profile is exported by "
-            "`aws configure export-credentials --format env`"
+            f"writes, whose credentials come from {GOOGLES_KEYS if google else AMAZONS_KEYS}"
         ) from None
+
+
+def _google(user: str | None, given: dict[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if emulator := os.environ.get(EMULATOR):
+        options["base_url"] = emulator
+    elif "endpoint_override" in given:
+        options["base_url"] = _endpoint(given)
+    if user == "anonymous":
+        options["bearer_token"] = ""  # its skip_signature is for reading only
+    return options
+
+
+def _amazon(scheme: str, given: dict[str, str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if "endpoint_override" in given:
+        options["endpoint"] = _endpoint(given)
+    if "region" in given:
+        options["region"] = given["region"]
+    elif scheme == "s3" and "AWS_DEFAULT_REGION" in os.environ.keys() - {"AWS_REGION"}:
+        options["region"] = os.environ["AWS_DEFAULT_REGION"]
+    return options
+
+
+def _endpoint(given: dict[str, str]) -> str:
+    return f"{given.get('scheme', 'https')}://{given['endpoint_override']}"

@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.stores.s3 import BUCKET, Faults, s3
+from tests.stores.faults import Faults
+from tests.stores.gcs import gcs
+from tests.stores.s3 import BUCKET, s3
 from tests.stores.s3 import ENVIRONMENT as S3_ENVIRONMENT
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -49,6 +51,23 @@ def s3_root(s3_server, tmp_path):
     address, faults = s3_server
     faults.share, faults.always, faults.kinds, faults.count = 0.0, None, Faults.kinds, 0
     yield f"s3://{BUCKET}/{tmp_path.name}?endpoint_override={address}&scheme=http"
+    faults.share, faults.always = 0.0, None
+
+
+@pytest.fixture(scope="session")
+def gs_server():
+    """URI of a bucket of Google's, with {} for the path in it, and what goes wrong with it."""
+    faults = Faults()
+    with gcs({}, faults) as uri:
+        yield uri, faults
+
+
+@pytest.fixture
+def gs_root(gs_server, tmp_path):
+    """As ``s3_root``."""
+    uri, faults = gs_server
+    faults.share, faults.always, faults.kinds, faults.count = 0.0, None, Faults.kinds, 0
+    yield uri.format(tmp_path.name)
     faults.share, faults.always = 0.0, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -230,9 +231,9 @@ def test_progress_reaches_the_reporter_by_stage(store):
 # --- the lease -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", "s3", "gs"])
 def any_store(request, store) -> Store:
-    return store if request.param == "local" else Store(request.getfixturevalue("s3_root"))
+    return store if request.param == "local" else Store(request.getfixturevalue(f"{request.param}_root"))
 
 
 def write_lease(artifact: Artifact, **fields) -> None:
@@ -295,6 +296,29 @@ def test_a_held_lease_is_renewed(any_store):
         lease.check()
 
 
+def _hold(root: str, held: Any) -> None:
+    """A driver of another machine, as far as its lease says."""
+    socket.gethostname = lambda: "another-host"
+    with Lease(Artifact(Store(root), "a-1"), seconds=2):
+        held.set()
+        time.sleep(600)
+
+
+def test_the_lease_of_a_driver_killed_elsewhere_ends_by_itself(any_store):
+    context, said = multiprocessing.get_context("spawn"), []
+    held = context.Event()
+    driver = context.Process(target=_hold, args=(any_store.root, held))
+    driver.start()
+    assert held.wait(60)
+    driver.kill()
+    driver.join()
+    killed = time.time()
+    with Lease(Artifact(any_store, "a-1"), said.append, seconds=2) as lease:
+        assert time.time() - killed > 1
+        lease.check()
+    assert len(said) == 1 and f"waiting for another-host pid {driver.pid}" in said[0]
+
+
 def test_a_lease_taken_over_between_two_looks_is_not_overwritten(any_store):
     slot = open_slot(any_store, "a-1/lease.json")
     assert slot.swap({"id": "a"}, None) and not slot.swap({"id": "b"}, None)
@@ -306,11 +330,14 @@ def test_a_lease_taken_over_between_two_looks_is_not_overwritten(any_store):
 
 
 @pytest.mark.parametrize("kind", ["503", "cut", "half"])
-def test_a_lease_outlasts_faults_of_its_store(s3_server, s3_root, kind):
+@pytest.mark.parametrize("where", ["s3", "gs"])
+def test_a_lease_outlasts_faults_of_its_store(request, where, kind, monkeypatch):
     """Among them the answer that is lost after the write was done: it must not look like somebody else's lease."""
-    faults, artifact = s3_server[1], Artifact(Store(s3_root), "a-1")
+    root, (_, faults) = (request.getfixturevalue(f"{where}_{name}") for name in ("root", "server"))
+    artifact = Artifact(Store(root), "a-1")
+    monkeypatch.setattr("plad_ray.lease.RENEW_EVERY", 600)  # no writes between those below
     faults.share, faults.kinds = 0.3, (kind,)
-    with Lease(artifact, seconds=30) as lease:
+    with Lease(artifact, seconds=3600) as lease:
         for _ in range(5):
             lease.check()
             assert lease.slot.swap(lease._content(), lease.slot.read()[1])

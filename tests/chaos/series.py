@@ -17,7 +17,8 @@ from typing import Any
 from tests.chaos.scenarios import References
 from tests.chaos.seeds import Kill, Outcome, draw, one
 from tests.machines import Machines, machines
-from tests.stores.s3 import BUCKET, Faults, s3
+from tests.stores.faults import Faults
+from tests.stores.s3 import BUCKET, s3
 
 OUTCOMES = Path(__file__).with_name("OUTCOMES.jsonl")
 SEEDS = range(100)
