@@ -120,6 +120,6 @@ class _Execution:
             self.over.set()
             if self.executor is not None:
                 self.executor.shutdown(force=True)
-            for actor in self.actors:
+            for actor in self.actors.copy():  # the scheduler may still be adding some
                 ray.kill(actor)
         self.actors.clear()  # an actor lives as long as there is a handle
