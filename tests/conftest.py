@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -91,6 +93,15 @@ def ray_session():
     connect(Runtime())
     yield ray
     ray.shutdown()
+
+
+def worker_lines(run: str) -> list[dict[str, Any]]:
+    """What the workers of ``run`` have said in Ray's logs: a line with its name that is no JSON object is an error."""
+    import ray
+
+    folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    lines = [line for file in folder.glob("worker-*") for line in file.read_text().splitlines() if run in line]
+    return [json.loads(line) for line in lines]
 
 
 @pytest.fixture(scope="session")

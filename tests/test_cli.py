@@ -23,7 +23,7 @@ from plad_ray import env, preview
 from plad_ray.artifacts import Store
 from plad_ray.cli import app
 from plad_ray.config import Runtime, load
-from plad_ray.logs import within
+from plad_ray.logs import Source, within
 from plad_ray.pipeline import plan
 from plad_ray.progress import Board, RemoteReporter, read_log
 from plad_ray.stages import Job, Outcome, Stage, execute
@@ -242,6 +242,23 @@ def test_a_structured_log_says_run_stage_and_request_and_is_read_as_the_plain_on
     assert lines[-1]["message"] == "waiting for a lease"
     seen = read_log(console.file.getvalue())
     assert seen["prompts"] == ("✓", "0:00") and seen["responses"][0] == "▸" and "GPU hours 2" in seen["responses"][1]
+
+
+def test_a_worker_that_ray_uses_again_speaks_for_its_new_stage_alone(capsys):
+    logger = logging.getLogger("plad_ray")
+    before = logger.handlers[:], logger.level, logger.propagate
+    try:
+        Source("first", "responses").begin()
+        Source("second", "scores").begin()
+        try:
+            raise ValueError("why")
+        except ValueError:
+            logger.exception("it failed")
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+    [line] = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (line["run"], line["stage"], line["level"], line["message"]) == ("second", "scores", "error", "it failed")
+    assert line["traceback"].endswith("ValueError: why")
 
 
 def test_progress_travels_from_ray_tasks(ray_session):

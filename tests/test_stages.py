@@ -18,6 +18,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Runtime
 from plad_ray.errors import PladError
 from plad_ray.lease import Lease
+from plad_ray.logs import Source
 from plad_ray.slot import open_slot
 from plad_ray.stages import Job, Outcome, Stage, execute, pending
 
@@ -226,6 +227,18 @@ def test_progress_reaches_the_reporter_by_stage(store):
 
     go(Stage("s", run), store, reporter=lambda stage: lambda *a, **k: seen.append((stage, a, k)))
     assert seen == [("s", (1, 2, "rows"), {"loss": 0.5})]
+
+
+@pytest.mark.parametrize(("logs", "source"), [("json", Source("mine", "s · seed 3")), ("text", None)])
+def test_workers_are_told_run_and_stage_where_structured_logs_are_asked(store, logs, source):
+    seen = []
+
+    def run(job: Job) -> Outcome:
+        seen.append(job.source)
+        return Outcome()
+
+    go(Stage("s", run, of="seed 3"), store, runtime=Runtime(logs=logs), run="mine")
+    assert seen == [source]
 
 
 # --- the lease -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import random
 import time
@@ -20,6 +21,7 @@ import openai
 from plad_ray.config import Api, ApiRuntime, Generate
 from plad_ray.errors import PladError
 
+logger = logging.getLogger(__name__)
 #: seconds before the first further try; doubled for each, up to the second number
 BACKOFF = (1.0, 60.0)
 #: statuses that another try may change, beside every 5xx
@@ -123,6 +125,7 @@ class Endpoint:
             while isinstance(outcome, Failure) and outcome.retry:
                 if attempt == self.runtime.retries:
                     return replace(outcome, message=f"{outcome.message} ({attempt + 1} tries)")
+                logger.info("%s; it is asked again", outcome.message, extra={"rid": request["rid"]})
                 await self._back_off(outcome, attempt)
                 attempt, outcome = attempt + 1, await self._try(body, estimate)
             return outcome

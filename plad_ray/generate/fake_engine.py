@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from plad_ray.generate.tasks import ANSWER, map_engine
+from plad_ray import logs
+from plad_ray.generate.tasks import ANSWER, failed, map_engine
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -39,7 +40,7 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
     return map_engine(
         requests,
         FakeEngine,
-        (eos, pool.generate.max_tokens, pool.runtime.engine_kwargs),
+        (eos, pool.generate.max_tokens, pool.runtime.engine_kwargs, pool.source),
         pool,
         batch_size=pool.runtime.batch_size,
         compute=ActorPoolStrategy(size=pool.runtime.replicas, max_tasks_in_flight_per_actor=in_flight(pool)),
@@ -49,7 +50,10 @@ def branch(requests: Dataset, pool: EnginePool) -> Dataset:
 class FakeEngine:
     """Ray Data actor."""
 
-    def __init__(self, eos: dict[str, int], max_tokens: int, settings: dict[str, Any]):
+    def __init__(
+        self, eos: dict[str, int], max_tokens: int, settings: dict[str, Any], source: logs.Source | None = None
+    ):
+        logs.begin(source)
         self.eos, self.max_tokens, self.settings = eos, max_tokens, settings
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -62,7 +66,7 @@ class FakeEngine:
         if row["prompt_id"] in self.settings.get("hang", ()):
             threading.Event().wait()
         if row["prompt_id"] in self.settings.get("fail", ()):
-            return {**row, "error": f"RuntimeError: fake failure of {row['prompt_id']}"}
+            return failed(row, f"RuntimeError: fake failure of {row['prompt_id']}")
         return {**row, "ids": self._ids(row)}
 
     def _ids(self, row: dict[str, Any]) -> list[int]:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from plad_ray import logs
 from plad_ray.artifacts import Artifact
 from plad_ray.errors import PladError
 from plad_ray.generate import parts
 from plad_ray.generate.endpoint import Endpoint, Failure, read_key
 from plad_ray.generate.pools import EnginePool
 from plad_ray.generate.responses import part_row
-from plad_ray.generate.tasks import ANSWER, map_engine
+from plad_ray.generate.tasks import ANSWER, failed, map_engine
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -101,6 +102,7 @@ class OpenAIEngine:
     """Ray Data actor. Its calls run in threads and share one event loop, in which all requests live."""
 
     def __init__(self, pool: EnginePool):
+        logs.begin(pool.source)
         assert pool.out is not None and pool.model.api is not None
         self.pools = dict.fromkeys(pool.policies, pool)
         self.out = pool.out
@@ -144,7 +146,7 @@ class OpenAIEngine:
         if isinstance(outcome, Failure):
             if outcome.fatal:
                 return None
-            answer = {**row, **counts, "error": outcome.message, "published": True}
+            answer = {**failed(row, outcome.message), **counts, "published": True}
         else:
             said = {"text": outcome.text, "finish_reason": outcome.finish_reason}
             answer = {**row, **counts, **said, "num_reasoning_tokens": outcome.reasoning_tokens, "published": True}

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from plad_ray.artifacts import Artifact
 from plad_ray.config import ApiRuntime, Generate, Model, Pool
 from plad_ray.errors import PladError
+from plad_ray.logs import Source
 from plad_ray.models.load import is_seq2seq, load_config, load_tokenizer
 from plad_ray.models.policy import Policy, resolve
 from plad_ray.models.tokens import eos_ids
@@ -34,6 +35,7 @@ class EnginePool:
     tries: int = 1  # of a block whose engine dies
     alone: bool = False  # one block at a time, and no other beside it
     metrics: bool = False  # vLLM's own, served by Ray
+    source: Source | None = None  # of what its engines log
 
     @property
     def base(self) -> Policy:
@@ -111,6 +113,7 @@ def build_pools(job: Job) -> list[EnginePool]:
                 out=job.out,
                 tries=job.runtime.engine_tries,
                 metrics=job.runtime.engine_metrics,
+                source=job.source,
             )
         pools[identity].policies[name] = policy
     return list(pools.values())

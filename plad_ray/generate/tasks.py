@@ -6,6 +6,7 @@ fractional CPUs without a bound start dozens of them.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from plad_ray.generate.pools import EnginePool
 
+logger = logging.getLogger(__name__)
 ONE_TASK: dict[str, Any] = {"num_cpus": 0.25, "concurrency": 1}
 #: A request on its way to an engine: ``number`` is its place in the stage's request table, ``verify`` asks for the log-probs
 #: of its tokens.
@@ -68,6 +70,12 @@ def stored_requests(out: Artifact, folder: str) -> Iterator[dict[str, Any]]:
     for name in sorted(out.store.files(out.file(folder))):
         path = out.store.path(out.file(f"{folder}/{name}"))
         yield from pq.read_table(path, filesystem=out.store.fs, schema=REQUEST).to_pylist()
+
+
+def failed(request: dict[str, Any], error: str) -> dict[str, Any]:
+    """The ANSWER row of a request that has none, which the engine's log tells as well."""
+    logger.info("%s: %s", request["rid"], error, extra={"rid": request["rid"]})
+    return {**request, "error": error}
 
 
 def map_engine(requests: Dataset, engine: type, arguments: tuple[Any, ...], pool: EnginePool, **how: Any) -> Dataset:

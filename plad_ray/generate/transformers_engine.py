@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
+from plad_ray import logs
 from plad_ray.errors import PladError
 from plad_ray.generate.pools import EnginePool, check_context
-from plad_ray.generate.tasks import ANSWER, map_engine
+from plad_ray.generate.tasks import ANSWER, failed, map_engine
 from plad_ray.models.load import load_base
 from plad_ray.models.sampling import sample
 
@@ -55,6 +56,7 @@ class TransformersEngine:
     """Ray Data actor: the base model with every adapter of the pool beside it."""
 
     def __init__(self, pool: EnginePool):
+        logs.begin(pool.source)
         self.pool = pool
         pool.fetch()
         self.device = torch.device("cuda" if pool.runtime.gpus > 0 else "cpu")
@@ -93,7 +95,7 @@ class TransformersEngine:
                     generate.top_k,
                 )
         except torch.OutOfMemoryError as error:
-            return [{**row, "error": f"OutOfMemoryError: {error}"} for row in rows]
+            return [failed(row, f"OutOfMemoryError: {error}") for row in rows]
         pairs = zip(rows, drawn, strict=True)
         return [{**row, "ids": ids, "logprobs": logps if row["verify"] else None} for row, (ids, logps) in pairs]
 

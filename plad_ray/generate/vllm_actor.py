@@ -4,20 +4,20 @@ requests and never waits for a block to be complete: calls run in threads, and o
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import queue
-import sys
 import threading
-import traceback
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from plad_ray.generate.tasks import ANSWER
+from plad_ray import logs
+from plad_ray.generate.tasks import ANSWER, failed
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from plad_ray.generate.pools import EnginePool
 
 Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,6 +47,7 @@ class VllmEngine:
 
     def __init__(self, pool: EnginePool, engine_kwargs: dict[str, Any], sampling: dict[str, dict[str, Any]]):
         """``sampling``: by policy what its requests share."""
+        logs.begin(pool.source)
         pool.fetch()
         from vllm import EngineArgs, LLMEngine
         from vllm.lora.request import LoRARequest
@@ -83,7 +85,7 @@ class VllmEngine:
                 for output in self.engine.step():
                     self._answer(output)
         finally:
-            traceback.print_exc()
+            logger.error("vLLM's engine has failed", exc_info=True)
             os._exit(1)
 
     def _take(self) -> None:
@@ -103,7 +105,7 @@ class VllmEngine:
             [prompt] = self.engine.renderer.render_cmpl([TokensPrompt(prompt_token_ids=row["prompt_token_ids"])])
             self.engine.add_request(name, prompt, self._parameters(row), lora_request=adapter)
         except (VLLMClientError, ValueError) as error:
-            block.answer({**row, "error": f"{type(error).__name__}: {error}"})
+            block.answer(failed(row, f"{type(error).__name__}: {error}"))
         else:
             self.open[name] = (row, block)
 
@@ -131,5 +133,5 @@ def _end_with_a_child() -> None:
     (vLLM 0.32, ``SyncMPClient.get_output``), so this process ends as well, and Ray starts another one."""
     if children := multiprocessing.active_children():
         multiprocessing.connection.wait([child.sentinel for child in children])
-        print("a process of vLLM's has died", file=sys.stderr, flush=True)
+        logger.error("a process of vLLM's has died")
         os._exit(1)

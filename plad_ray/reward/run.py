@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import ray
 
+from plad_ray import logs
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Runtime, Scorer
 from plad_ray.errors import PladError
@@ -40,7 +41,7 @@ def run(job: Job) -> Outcome:
     texts = ray.data.read_parquet(f"{job.out.path}/{FOLDER}", filesystem=job.out.store.fs)
     scored = texts.map_batches(
         ScoreBatches,
-        fn_constructor_args=(job.config["scorer"], dialogue, sys.path),
+        fn_constructor_args=(job.config["scorer"], dialogue, sys.path, job.source),
         batch_format="pyarrow",
         batch_size=BATCH_ROWS,
         **_actors(scorer, job.runtime),
@@ -152,7 +153,8 @@ def _check(batch: pa.Table, scorer: str) -> None:
 class ScoreBatches:
     """Actor: scores batches of TEXT rows."""
 
-    def __init__(self, scorer: dict[str, Any], dialogue: bool, path: list[str]):
+    def __init__(self, scorer: dict[str, Any], dialogue: bool, path: list[str], source: logs.Source | None = None):
+        logs.begin(source)
         # Ray gives workers its own search path: a user's module lies on the driver's
         sys.path.extend(folder for folder in path if folder not in sys.path)
         self.score = base.build(Scorer.model_validate(scorer), dialogue)

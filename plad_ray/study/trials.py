@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from plad_ray import cluster
+from plad_ray import cluster, logs
 from plad_ray.artifacts import Store
 from plad_ray.config import Runtime
 from plad_ray.config.sweep import Tuning
@@ -93,7 +93,7 @@ def _tuner(job: Job, trained: Mapping[str, Stage], tuning: Tuning, space: Space)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths are relative to where the sweep was started
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it draws tables even where ``verbose`` is 0
     store = job.out.store
-    function = partial(_trial, trained=dict(trained), root=store.root, runtime=job.runtime, space=space)
+    function = partial(_trial, trained=dict(trained), root=store.root, runtime=job.runtime, space=space, run=job.run)
     trainable = tune.with_resources(function, {"CPU": DRIVER_CPUS})
     where = store.path(job.out.file("work/tune"))
     if tune.Tuner.can_restore(f"{where}/trials", storage_filesystem=store.fs):
@@ -145,7 +145,9 @@ def _optuna() -> Any:
     return OptunaSearch(seed=0)
 
 
-def _trial(config: dict[str, Any], trained: Mapping[str, Stage], root: str, runtime: Runtime, space: Space) -> None:
+def _trial(
+    config: dict[str, Any], trained: Mapping[str, Stage], root: str, runtime: Runtime, space: Space, run: str
+) -> None:
     """One trial, in a process of its own."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -156,7 +158,9 @@ def _trial(config: dict[str, Any], trained: Mapping[str, Stage], root: str, runt
     planned = trained[space.name(config["trial"])]
     if not planned.artifact(store).finished:
         reporting = replace(planned, run=partial(train, callbacks=[TuneReportCallback()]))
-        run_stage(reporting, job_of(reporting, store, runtime), say=lambda _: None)
+        job = job_of(reporting, store, runtime, run=run)
+        logs.begin(job.source)
+        run_stage(reporting, job, say=lambda _: None)
     metrics = planned.artifact(store).manifest["metrics"]
     tune.report({STEP: metrics["steps"], **{k: v for k, v in metrics.items() if isinstance(v, int | float)}})
 

@@ -14,6 +14,7 @@ import ray
 import torch
 from ray.train import TrainingFailedError
 
+from plad_ray import logs
 from plad_ray.artifacts import Artifact
 from plad_ray.stages import Job
 from plad_ray.train import checkpoint
@@ -128,6 +129,7 @@ def _one(job: Job, resume: Path | None) -> dict[str, Any]:
     from plad_ray.train.worker import work
     from plad_ray.train.world import World
 
+    logs.begin(job.source)
     context, device = train.get_context(), get_device()
     assert isinstance(device, torch.device)
 

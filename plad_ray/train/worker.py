@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import time
 from contextlib import nullcontext
@@ -42,6 +43,8 @@ from plad_ray.train.sampler import Plan
 from plad_ray.train.sharing import choose_layout
 from plad_ray.train.world import World
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -71,6 +74,7 @@ def work(job: Job, world: World) -> dict[str, Any]:
     try:
         parts = prepare(job, world, model, training)
     except PladError as raised:
+        logger.error("%s", raised)
         error = raised
     if _any_failed(error is not None, world) or parts is None:
         return {"error": str(error) if error else "another worker could not start; its message is in its log"}
@@ -185,6 +189,8 @@ def _steps(job: Job, world: World, run: Run) -> None:
 
     def at_checkpoint(step: int) -> None:
         with tempfile.TemporaryDirectory(prefix="plad-checkpoint-") as folder:
+            if world.rank == 0:
+                logger.info("checkpoint after step %d of %d", step, run.plan.steps)
             checkpoint.save(run.engine, Path(folder), {"of": job.out.name, "step": step, "lines": run.lines})
             world.report({**run.lines[-1], "step": step}, Path(folder) if world.rank == 0 else None)
 

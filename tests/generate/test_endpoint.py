@@ -31,7 +31,7 @@ def request(text: str = "a b", temperature: float = 0.7, chat: bool = True) -> d
     prompt = (
         {"prompt_messages": messages, "prompt_text": None} if chat else {"prompt_messages": None, "prompt_text": text}
     )
-    return {**prompt, "temperature": temperature, "seed": 7}
+    return {**prompt, "rid": "p1:teacher:0.7:0", "temperature": temperature, "seed": 7}
 
 
 def ask(server: Server, *requests: dict[str, Any], model=None, runtime=None, **generate: Any) -> list[Any]:
@@ -109,10 +109,13 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.status} {f.body or ''}{f.seconds or ''}")
-def test_tried_again(fault):
+def test_tried_again(fault, caplog):
+    caplog.set_level("INFO", "plad_ray")
     with serving(lambda number, body: fault if number == 0 else None) as server:
         [reply] = ask(server, request(), runtime={"timeout": 0.5 if fault.seconds else 20})
     assert reply == Reply("b a", "stop", 10, 2, 0) and len(server.asked) == 2
+    [told] = [record for record in caplog.records if record.name.startswith("plad_ray")]
+    assert told.rid == "p1:teacher:0.7:0" and told.getMessage().endswith("; it is asked again")
 
 
 @pytest.mark.parametrize("fault", FAULTS[1:9], ids=lambda f: f"{f.status} {f.body or ''}")

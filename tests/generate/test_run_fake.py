@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from plad_ray.generate.responses import PART
 from plad_ray.generate.tasks import stored_requests
 from plad_ray.generate.watch import EngineLost
 from plad_ray.stages import Stage, run_stage
-from tests.conftest import save_tiny_model
+from tests.conftest import save_tiny_model, worker_lines
 from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact, succeeded
 
 RUNTIME = {"teacher": {"batch_size": 8}, "student": {"batch_size": 8}}
@@ -119,6 +120,19 @@ def test_errors_go_to_the_side_table_and_are_counted(store, tiny_llama, ray_sess
     errors = list(job.out.rows(folder="errors"))
     assert {e["rid"] for e in errors} == {"distill-3:teacher:0:0", "distill-3:teacher:0.7:0"}
     assert not {e["rid"] for e in errors} & {r["rid"] for r in job.out.rows(["rid"])}
+
+
+def test_lines_of_an_engine_say_run_stage_and_request_where_structured_logs_are_asked(store, tiny_llama, ray_session):
+    for name, logs in (("structured-run", "json"), ("plain-run", "text")):
+        runtime = {"teacher": {"batch_size": 8, "engine_kwargs": {"fail": ["distill-3"]}}, "logs": logs}
+        job = two_roles(store, tiny_llama, count=12, runtime=runtime, max_error_fraction=0.1)
+        generate_run.run(replace(job, out=Artifact(store, name), run=name, title="responses · seed 3"))
+    lines = worker_lines("structured-run")
+    assert sorted(line["rid"] for line in lines) == ["distill-3:teacher:0.7:0", "distill-3:teacher:0:0"]
+    for line in lines:
+        assert (line["run"], line["stage"], line["level"]) == ("structured-run", "responses · seed 3", "info")
+        assert line["message"] == f"{line['rid']}: RuntimeError: fake failure of distill-3"
+    assert worker_lines("plain-run") == []
 
 
 def test_too_many_errors_fail_and_say_which(store, tiny_llama, ray_session):

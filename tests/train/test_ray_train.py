@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from plad_ray.errors import PladError
 from plad_ray.stages import Stage, run_stage
 from plad_ray.train.launch import RESULT, forget_torn_record, record_of
 from plad_ray.train.run import run, run_in_turn
+from tests.conftest import worker_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,11 +37,14 @@ def test_two_workers_give_the_run_of_one(ray_session, store, tiny_llama):
     expected = session(distill_job(store, tiny_llama, name="alone"))
     job = distill_job(store, tiny_llama, train={"workers": 2, "zero_stage": 2, "micro_batch": 3, "checkpoint_every": 4})
     store.write_bytes(record_of(job.out), b'{"checkpoint_results": [')  # as a kill may leave it
+    job = replace(job, run="run-of-two", runtime=job.runtime.model_copy(update={"logs": "json"}))
     outcome = run(job)
     assert (outcome.rows_in, outcome.rows_out) == (24, 24)
     assert outcome.metrics["steps"] == 6
     for name in ("loss", "grad_norm", "rewards/margins", "num_tokens"):
         torch.testing.assert_close(column(lines_of(job), name), column(expected, name), rtol=1e-5, atol=1e-5)
+    said = [(line["stage"], line["level"], line["message"]) for line in worker_lines("run-of-two")]
+    assert said == [("distill", "info", "checkpoint after step 4 of 6")]
 
 
 @pytest.mark.train
