@@ -75,7 +75,9 @@ def bare(job: Job, pool: EnginePool) -> tuple[int, float]:
     os.environ.update(vllm_engine.environment(pool))
     from vllm import LLM, SamplingParams
 
-    rows = list(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": _draws(job)}, 0))
+    rows = list(
+        requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": _draws(job)}, 0), pool)
+    )
     llm = LLM(**vllm_engine.engine_kwargs(pool))
     shared = vllm_engine.sampling_params(pool.generate, pool.eos("teacher"))
     sampling = [SamplingParams(**shared, temperature=r["temperature"], seed=r["seed"]) for r in rows]

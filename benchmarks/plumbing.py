@@ -131,7 +131,7 @@ def generate_here(job: Job) -> int:
     tally = Counter[str]()
     for pool in build_pools(job):
         draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
-        asked = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
+        asked = requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"]), pool)
         engine = FakeEngine({name: pool.eos(name)[0] for name in pool.policies}, RESPONSE_TOKENS, {})
         by_policy = dict.fromkeys(pool.policies, pool)
         block: list[dict[str, Any]] = []

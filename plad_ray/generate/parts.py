@@ -70,6 +70,10 @@ class Numbers:
     def __contains__(self, number: int) -> bool:
         return number < len(self.there) and bool(self.there[number])
 
+    def count(self, start: int, stop: int) -> int:
+        """How many there are from ``start`` to before ``stop``."""
+        return int(self.there[start:stop].sum())
+
     def add(self, numbers: np.ndarray) -> None:
         if len(numbers):
             missing = int(numbers.max()) + 1 - len(self.there)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 class Quarantine:
     """``attempt(pools, work)`` generates and raises EngineLost; ``done`` are the requests with an answer or an error, which
-    it adds to; ``lost`` is told of each PART row of a request in quarantine."""
+    it adds to; ``lost`` is told of each PART row of a request in quarantine; ``written`` is done when all requests are."""
 
     def __init__(
         self,
@@ -39,8 +40,9 @@ class Quarantine:
         done: parts.Numbers,
         attempt: Callable[[list[EnginePool], Work], None],
         lost: Callable[[dict[str, Any]], None],
+        written: Future[None],
     ):
-        self.job, self.done, self.attempt, self.lost = job, done, attempt, lost
+        self.job, self.done, self.attempt, self.lost, self.written = job, done, attempt, lost, written
         self.count, self.answered = 0, bool(done.there.any())
 
     def complete(self, pools: list[EnginePool], work: Work, in_flight: Callable[[EnginePool], int]) -> None:
@@ -48,6 +50,7 @@ class Quarantine:
         ``max_quarantined``."""
         while any(work.left.values()) and (lost := self._try(pools, work)):
             logger.warning("%s: engines lost (%s); looking for the request at fault", self.job.stage, lost)
+            self.written.result()
             for pool in pools:
                 window = pool.runtime.replicas * in_flight(pool) * pool.rows_per_block
                 size = pool.rows_per_block if self.answered else 1  # an answer shows soon that engines work at all
@@ -106,11 +109,11 @@ class Quarantine:
         self.lost(part_row({}, {**row, "ids": None, "error": f"{MARK}alone in its engine, {why}"}))
 
     def _left(self, work: Work, pool: EnginePool) -> Iterator[dict[str, Any]]:
-        rows = stored_requests(self.job.out, f"{work.folder}/{pool.name}") if work.left[pool.name] else iter(())
+        rows = stored_requests(self.job.out, work.files(pool)) if work.left[pool.name] else iter(())
         return (row for row in rows if row["number"] not in self.done)
 
     def _written(self, rows: Iterable[tuple[EnginePool, Iterable[dict[str, Any]]]], total: int) -> Work:
         work = Work(total)
         for pool, left in rows:
-            work.left[pool.name] = requests.write(left, self.job.out, f"{work.folder}/{pool.name}", pool.rows_per_block)
+            work.left[pool.name] = sum(requests.write(left, self.job.out, work.files(pool), pool.rows_per_block))
         return work

@@ -1,4 +1,4 @@
-"""The request table: one immutable row per (policy, prompt, temperature, sample), built before any engine starts.
+"""The request table: one immutable row per (policy, prompt, temperature, sample). How many there are is known at once.
 
 ``rid`` is ``<prompt_id>:<policy>:<temperature>:<sample>``; which weights a policy has is in the artifact's digest.
 ``seed`` is the first 31 bits of ``sha256("plad-request/1|<seed>|<role>|<prompt_id>|<temperature>|<sample>")``: it holds the
@@ -11,12 +11,12 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import islice, product
 from typing import Any
 
 import pyarrow.dataset as pads
 
-from plad_ray.artifacts import Artifact
+from plad_ray.artifacts import BATCH_ROWS, Artifact
 from plad_ray.errors import PladError
 from plad_ray.generate.pools import EnginePool
 from plad_ray.generate.tasks import BLOCKS_PER_FILE, write_requests
@@ -26,15 +26,21 @@ from plad_ray.slices import Places
 
 @dataclass
 class Work:
-    """Requests in all, those left by pool name, and where the files of the latter lie."""
+    """Requests in all, those left by pool name, and where the files of the latter lie. ``first``: the number of each pool's
+    first request in the stage's request table."""
 
     total: int = 0
     left: dict[str, int] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
     folder: str = field(default_factory=lambda: f"work/remaining-{uuid.uuid4().hex[:8]}")
 
     @property
     def done(self) -> int:
         return self.total - sum(self.left.values())
+
+    def files(self, pool: EnginePool) -> str:
+        """The folder of the pool's request files."""
+        return f"{self.folder}/{pool.name}"
 
 
 def temperature_text(temperature: float) -> str:
@@ -52,52 +58,64 @@ def request_seed(seed: int, role: str, prompt_id: str, temperature: float, sampl
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+def split_sizes(prompts: Artifact, draws: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Prompts of each split that ``draws`` name. Raises PladError for a split without prompts or a repeated prompt_id."""
+    sizes = {split: len(Places(prompts, split)) for split in dict.fromkeys(draw["split"] for draw in draws)}
+    for split, size in sizes.items():
+        if not size:
+            raise PladError(f"split {split} of {prompts.path} has no prompts to generate for")
+    return sizes
+
+
+def count_requests(draws: Mapping[str, list[dict[str, Any]]], sizes: Mapping[str, int]) -> int:
+    """How many ``pool_requests`` makes of ``draws``."""
+    reach: dict[tuple[str, str, float, int], int] = {}  # the first so many prompts are asked it
+    for policy, policy_draws in draws.items():
+        for draw in policy_draws:
+            prompts = sizes[draw["split"]] if draw["limit"] is None else min(draw["limit"], sizes[draw["split"]])
+            for temperature, sample in product(draw["temperatures"], range(draw["samples"])):
+                asked = (policy, draw["split"], float(temperature), sample)
+                reach[asked] = max(prompts, reach.get(asked, 0))
+    return sum(reach.values())
+
+
 def pool_requests(
     prompts: Artifact, pool: EnginePool, draws: Mapping[str, list[dict[str, Any]]], seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Every request of ``pool``, those of one prompt side by side (engines reuse the prefix).
+    """Every request of ``pool``, those of one prompt side by side (engines reuse the prefix), with the row of its
+    ``prompt``, which ``encoded`` turns into what the engine gets.
 
     ``draws`` lists by policy what is drawn: ``split``, ``temperatures``, ``samples``, ``limit`` (first prompts of the
-    split). Raises PladError for a split without prompts, a repeated prompt_id, or a prompt that leaves no room for
-    ``generate.max_tokens``.
+    split).
     """
     columns = ["prompt_id", "prompt", "messages"]
     splits = list(dict.fromkeys(draw["split"] for policy_draws in draws.values() for draw in policy_draws))
     for split in splits:
-        if not len(Places(prompts, split)):
-            raise PladError(f"split {split} of {prompts.path} has no prompts to generate for")
-        index = 0
-        for batch in prompts.batches(columns, pads.field("split") == split):
-            rows = batch.to_pylist()
-            columns_of = _encoded(rows, _asked(draws, split, index, len(rows)), pool)
-            for place, row in enumerate(rows):
-                mine = {policy: found[place] for policy, found in columns_of.items() if place < len(found)}
-                yield from _prompt_requests(row, mine, index + place, split, pool, draws, seed)
-            index += len(rows)
+        batches = prompts.batches(columns, pads.field("split") == split)
+        for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+            yield from _prompt_requests(row, index, split, pool, draws, seed)
 
 
-def _asked(draws: Mapping[str, list[dict[str, Any]]], split: str, start: int, rows: int) -> dict[str, int]:
-    """How many of ``rows`` prompts, from number ``start`` on, each policy is asked."""
-    limits = {policy: [draw["limit"] for draw in mine if draw["split"] == split] for policy, mine in draws.items()}
-    return {
-        policy: rows if None in mine else min(rows, max([0, *(limit - start for limit in mine)]))
-        for policy, mine in limits.items()
-    }
-
-
-def _encoded(rows: list[dict[str, Any]], asked: dict[str, int], pool: EnginePool) -> dict[str, list[dict[str, Any]]]:
-    """By policy the columns of at least the prompts that it is asked, encoded once for all policies of a tokenizer."""
-    tokenizers = {policy: None if pool.model.api is not None else pool.tokenizer(policy) for policy in asked}
-    columns = {}
-    for tokenizer in dict.fromkeys(tokenizers.values()):
-        most = max(asked[policy] for policy, own in tokenizers.items() if own is tokenizer)
-        columns[tokenizer] = prompt_columns(rows[:most], tokenizer, pool)
-    return {policy: columns[tokenizer] for policy, tokenizer in tokenizers.items()}
+def encoded(requests: Iterable[dict[str, Any]], pool: EnginePool) -> Iterator[dict[str, Any]]:
+    """``requests`` with the columns of their prompts, a few thousand at a time. Raises PladError for a prompt that leaves no
+    room for ``generate.max_tokens``."""
+    tokenizers = {name: None if pool.model.api is not None else pool.tokenizer(name) for name in pool.policies}
+    rest = iter(requests)
+    while batch := list(islice(rest, BATCH_ROWS)):
+        rows: dict[Any, dict[tuple[str, str], dict[str, Any]]] = {tokenizer: {} for tokenizer in tokenizers.values()}
+        for request in batch:  # once for all policies of a tokenizer
+            rows[tokenizers[request["policy"]]][request["split"], request["prompt_id"]] = request["prompt"]
+        columns = {
+            tokenizer: dict(zip(found, prompt_columns(list(found.values()), tokenizer, pool), strict=True))
+            for tokenizer, found in rows.items()
+        }
+        for request in batch:
+            mine = columns[tokenizers[request["policy"]]][request["split"], request.pop("prompt")["prompt_id"]]
+            yield {**request, **mine}
 
 
 def _prompt_requests(
     row: dict[str, Any],
-    columns_of: dict[str, dict[str, Any]],
     index: int,
     split: str,
     pool: EnginePool,
@@ -121,7 +139,7 @@ def _prompt_requests(
                 "temperature": temperature,
                 "sample": sample,
                 "seed": request_seed(seed, pool.role, row["prompt_id"], temperature, sample),
-                **columns_of[policy],
+                "prompt": row,
                 "verify": False,
             }
 
@@ -165,12 +183,11 @@ def mark_verified(requests: Iterable[dict[str, Any]], policies: Iterable[str], e
         yield request
 
 
-def write(requests: Iterable[dict[str, Any]], out: Artifact, folder: str, rows_per_block: int) -> int:
-    """Stream requests to files of blocks under ``folder`` of ``out``; how many there were."""
-    total = 0
-    size = BLOCKS_PER_FILE * rows_per_block
-    for number, group in groupby(enumerate(requests), key=lambda item: item[0] // size):
-        rows = [row for _, row in group]
+def write(requests: Iterable[dict[str, Any]], out: Artifact, folder: str, rows_per_block: int) -> Iterator[int]:
+    """Stream requests to files of blocks under ``folder`` of ``out``; how many there are in each, as it is written."""
+    rest, number = iter(requests), 0
+    while count := len(rows := list(islice(rest, BLOCKS_PER_FILE * rows_per_block))):
         write_requests(out, folder, number, rows, rows_per_block)
-        total += len(rows)
-    return total
+        rows.clear()  # or they would be held until somebody wants the next file
+        yield count
+        number += 1

@@ -1,6 +1,8 @@
 """The generate stage: every policy, temperature and sample in one Ray Data execution, exactly once.
 
 requests ─► those without a response ─► one branch an engine pool ─► union ─► part files ─► rows/ and errors/
+
+Requests are written while engines start and answer the first of them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Generator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -21,13 +24,22 @@ import numpy as np
 from plad_ray.artifacts import Artifact
 from plad_ray.cluster import connect
 from plad_ray.errors import PladError
-from plad_ray.generate import fake_engine, openai_engine, parts, requests, transformers_engine, verify, vllm_engine
+from plad_ray.generate import (
+    fake_engine,
+    openai_engine,
+    parts,
+    requests,
+    transformers_engine,
+    verify,
+    vllm_engine,
+    writing,
+)
 from plad_ray.generate.pools import EnginePool, build_pools
 from plad_ray.generate.quarantine import MARK, Quarantine
 from plad_ray.generate.requests import Work
 from plad_ray.generate.responses import part_row
 from plad_ray.generate.tasks import ONE_TASK, read_requests
-from plad_ray.generate.watch import blocks
+from plad_ray.generate.watch import blocks, check
 from plad_ray.stages import Job, Outcome
 
 if TYPE_CHECKING:
@@ -74,26 +86,19 @@ def run(job: Job) -> Outcome:
 
 
 def plan(job: Job, pools: list[EnginePool], done: parts.Numbers) -> Work:
-    """Write the requests that are not ``done``, a folder for each pool. Raises PladError for what does not fit."""
+    """How many requests there are, and how many of them are not ``done``. Raises PladError for a split without prompts or a
+    repeated prompt_id."""
     work = Work()
     for stale in {name.partition("/")[0] for name in job.out.store.files(job.out.file("work"))}:
         if stale.startswith("remaining-"):
             job.out.store.delete(job.out.file(f"work/{stale}"))
-    tally = Counter[str]()
+    every = [draw for policy in job.config["policies"].values() for draw in policy["draws"]]
+    sizes = requests.split_sizes(job.inputs["prompts"], every)
     for pool in pools:
-        draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
-        every = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
-        every = requests.mark_verified(every, verified_policies(job, pool), verify.ROWS)
-        left = parts.remaining(every, done, tally)
-        work.left[pool.name] = requests.write(left, job.out, f"{work.folder}/{pool.name}", pool.rows_per_block)
-    work.total = tally["total"]
+        first = work.first[pool.name] = work.total
+        work.total += requests.count_requests(writing.draws(job, pool), sizes)
+        work.left[pool.name] = work.total - first - done.count(first, work.total)
     return work
-
-
-def verified_policies(job: Job, pool: EnginePool) -> list[str]:
-    """Every policy of an engine that serves adapters: the bare base, too, must be served as what it is."""
-    wanted = job.runtime.verify_engine and pool.adapters and pool.engine != "fake"
-    return list(pool.policies) if wanted else []
 
 
 @dataclass
@@ -145,15 +150,18 @@ def execute(job: Job, pools: list[EnginePool], work: Work, verifier: Verifier, t
 
     def attempt(pools: list[EnginePool], work: Work) -> None:
         job.progress(before + tally.rows, work.total, "rows", engines="starting")
-        with closing(_answers(job, pools, work)) as blocks_of_answers:  # closing it ends the engines
+        with closing(_answers(job, pools, work, written)) as blocks_of_answers:  # closing it ends the engines
             for answers in blocks_of_answers:
                 rows = [part_row(by_policy, answer) for answer in answers]
                 finished(rows, [r for r, a in zip(rows, answers, strict=True) if not a.get("published")])
 
-    quarantine = Quarantine(job, tally.done, attempt, lambda row: finished([row], [row]))
-    for mine in in_turn(job, pools):
-        share = replace(work, left={pool.name: work.left[pool.name] for pool in mine})
-        quarantine.complete(mine, share, lambda pool: ENGINES[pool.engine].in_flight(pool))
+    turns = in_turn(job, pools)
+    with writing.requests_of(job, turns, work, tally.done) as written:
+        quarantine = Quarantine(job, tally.done, attempt, lambda row: finished([row], [row]), written)
+        for mine in turns:
+            share = replace(work, left={pool.name: work.left[pool.name] for pool in mine})
+            quarantine.complete(mine, share, lambda pool: ENGINES[pool.engine].in_flight(pool))
+        written.result()
 
 
 def in_turn(job: Job, pools: list[EnginePool]) -> list[list[EnginePool]]:
@@ -166,15 +174,17 @@ def in_turn(job: Job, pools: list[EnginePool]) -> list[list[EnginePool]]:
     return found
 
 
-def _answers(job: Job, pools: list[EnginePool], work: Work) -> Generator[list[dict[str, Any]]]:
-    """ANSWER rows, a block at a time. Raises EngineLost, and PladError for any other failure of an engine."""
+def _answers(job: Job, pools: list[EnginePool], work: Work, written: Future[None]) -> Generator[list[dict[str, Any]]]:
+    """ANSWER rows, a block at a time. Raises EngineLost, what ends the writing of requests, and PladError for any other
+    failure of an engine."""
     import ray
 
-    with closing(blocks(dataset(job, pools, work), job.runtime.stall_seconds)) as answers:
+    with closing(blocks(dataset(job, pools, work), job.runtime.stall_seconds, written)) as answers:
         try:
             for block in answers:
                 yield block.to_pylist()
         except ray.exceptions.RayError as error:
+            check(written)  # then a task has found that its requests do not come
             raise PladError(f"{job.stage}: generation failed: {cause(error)}") from error
 
 
@@ -184,7 +194,7 @@ def dataset(job: Job, pools: list[EnginePool], work: Work) -> Dataset:
     for pool in pools:
         if work.left[pool.name] == 0:
             continue
-        rows = _requests(job.out, f"{work.folder}/{pool.name}", work.left[pool.name], pool.rows_per_block)
+        rows = _requests(job.out, work.files(pool), work.left[pool.name], pool.rows_per_block)
         branches.append(ENGINES[pool.engine].branch(rows, pool))
     return branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
 
@@ -232,7 +242,7 @@ class Verifier:
 
     def __init__(self, job: Job, pools: list[EnginePool]):
         self.job = job
-        self.pools = {name: pool for pool in pools for name in verified_policies(job, pool)}
+        self.pools = {name: pool for pool in pools for name in writing.verified_policies(job, pool)}
         self.running: dict[Any, str] = {}
         self.found: dict[str, dict[str, float]] = {}
 

@@ -7,8 +7,10 @@ fractional CPUs without a bound start dozens of them.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -45,7 +47,9 @@ ANSWER = pa.schema(
     ]
 )
 #: blocks of a request file
-BLOCKS_PER_FILE = 64
+BLOCKS_PER_FILE = 16
+#: how often a task looks for a request file that is still to be written
+LOOK_SECONDS = 0.2
 
 
 def write_requests(out: Artifact, folder: str, number: int, rows: list[dict[str, Any]], rows_per_block: int) -> None:
@@ -55,14 +59,28 @@ def write_requests(out: Artifact, folder: str, number: int, rows: list[dict[str,
     out.store.write_bytes(out.file(f"{folder}/requests-{number:06d}.parquet"), sink.getvalue().to_pybytes())
 
 
+def being_written(folder: str) -> str:
+    """The file that is there as long as somebody writes request files to ``folder``."""
+    return f"{folder}.writing"
+
+
 def read_requests(block: pa.Table, out: Artifact, folder: str) -> pa.Table:
-    """The request rows of the blocks whose numbers are in column ``id``."""
+    """The request rows of the blocks whose numbers are in column ``id``, as soon as they are there. Raises FileNotFoundError
+    for those that nobody writes."""
     tables = []
     for number in block.column("id").to_pylist():
-        path = out.store.path(out.file(f"{folder}/requests-{number // BLOCKS_PER_FILE:06d}.parquet"))
-        with out.store.fs.open_input_file(path) as stream:
+        with _request_file(out, folder, number // BLOCKS_PER_FILE) as stream:
             tables.append(pq.ParquetFile(stream).read_row_group(number % BLOCKS_PER_FILE))
     return pa.concat_tables(tables)
+
+
+def _request_file(out: Artifact, folder: str, number: int) -> pa.NativeFile:
+    path = out.store.path(out.file(f"{folder}/requests-{number:06d}.parquet"))
+    while out.store.exists(out.file(being_written(folder))):
+        with suppress(FileNotFoundError):
+            return out.store.fs.open_input_file(path)
+        time.sleep(LOOK_SECONDS)
+    return out.store.fs.open_input_file(path)
 
 
 def stored_requests(out: Artifact, folder: str) -> Iterator[dict[str, Any]]:

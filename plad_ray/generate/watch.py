@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -29,13 +30,14 @@ class EngineLost(Exception):  # noqa: N818 - what happened, not a mistake
         self.stalled, self.blocks, self.started = stalled, blocks, started
 
 
-def blocks(rows: Dataset, stall_seconds: float) -> Generator[pa.Table]:
+def blocks(rows: Dataset, stall_seconds: float, written: Future[None]) -> Generator[pa.Table]:
     """The blocks of ``rows`` as engines finish them; this process alone has the tokenizers to read them.
 
     News are a block that is finished and an engine that comes up or dies: the time that an engine takes to start is not
-    counted as time that it takes to answer. Raises EngineLost. Closing it ends the engines.
+    counted as time that it takes to answer, nor is the time until its requests are ``written``. Raises EngineLost, and at
+    once whatever ends the writing. Closing it ends the engines.
     """
-    execution, dead = _Execution(rows, stall_seconds), None
+    execution, dead = _Execution(rows, stall_seconds, written), None
     try:
         while (block := execution.next_block()) is not None:
             if block.num_rows:
@@ -55,6 +57,12 @@ def blocks(rows: Dataset, stall_seconds: float) -> Generator[pa.Table]:
         raise EngineLost(message, stalled=True, blocks=execution.finished, started=execution.alive > 0)
 
 
+def check(written: Future[None]) -> None:
+    """Raise what has ended the writing of requests, if anything has."""
+    if written.done():
+        written.result()
+
+
 class Reports(ExecutionCallback):
     """Made by Ray for an execution, in the thread that begins it, and called by its scheduler. The class travels with the
     dataset's context, so it holds nothing itself."""
@@ -67,6 +75,8 @@ class Reports(ExecutionCallback):
         self.execution.executor = executor
 
     def on_execution_step(self, executor: Any) -> None:
+        """What it raises ends the execution, and comes out of it."""
+        check(self.execution.written)
         pools: list[Any] = [op._actor_pool for op in executor._topology if isinstance(op, ActorPoolMapOperator)]
         self.execution.alive = sum(pool.num_running_actors() - pool.num_restarting_actors() for pool in pools)
         for pool in pools:
@@ -78,8 +88,8 @@ class _Execution:
     (``execution_no_progress_timeout_s``) leaves an engine that hangs alive, and with it its GPU, so silence is noticed here.
     """
 
-    def __init__(self, rows: Dataset, stall_seconds: float):
-        self.stall_seconds, self.stalled = stall_seconds, False
+    def __init__(self, rows: Dataset, stall_seconds: float, written: Future[None]):
+        self.stall_seconds, self.stalled, self.written = stall_seconds, False, written
         self.finished = self.alive = 0  # blocks, and engines that are up
         self.executor: Any = None
         self.actors: set[Any] = set()
@@ -107,7 +117,7 @@ class _Execution:
         heard, last = time.monotonic(), (0, 0)
         while not self.over.wait(CHECK_SECONDS):
             news = (self.finished, self.alive)
-            if news != last or not self.waiting:
+            if news != last or not self.waiting or not self.written.done():
                 heard, last = time.monotonic(), news
             elif time.monotonic() - heard > self.stall_seconds:
                 self.stalled = True

@@ -215,7 +215,9 @@ def engine_and_block(store: Store, server: Server, count: int, **api: Any):
     """The actor's class in this process, and all requests as one block."""
     job = api_job(store, server, count=count, api=api)
     [pool] = build_pools(job)
-    rows = numbered(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0))
+    rows = numbered(
+        requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0), pool)
+    )
     return job.out, lambda: openai_engine.OpenAIEngine(pool), pa.Table.from_pylist(rows, schema=REQUEST)
 
 
@@ -272,7 +274,7 @@ def test_requests_hold_text_or_messages(store):
             conversation = [{"role": "user", "content": "hello"}]
             talk = {**prompt_rows(1)[0], "prompt_id": "talk", "messages": conversation}
             prompts = prompts_artifact(store, [*prompt_rows(1), talk], f"prompts-{kind}")
-            asked[kind] = list(requests.pool_requests(prompts, pool, {"teacher": [draw()]}, 0))
+            asked[kind] = list(requests.encoded(requests.pool_requests(prompts, pool, {"teacher": [draw()]}, 0), pool))
     plain = "w0 w1 w2 w3"
     assert [r["prompt_messages"] for r in asked["chat"]] == [[{"role": "user", "content": plain}], conversation]
     assert [r["prompt_text"] for r in asked["completions"]] == [plain, plain]

@@ -90,7 +90,9 @@ def generate(
     runtime = {"teacher": {"api": {"api_key_env": key, "concurrency": 4, "timeout": 120}}}
     job = make_job(store, policies, {"prompts": prompts}, runtime, out)
     [pool] = build_pools(job)
-    rows = numbered(requests.pool_requests(prompts, pool, {"teacher": policies["teacher"]["draws"]}, 0))
+    rows = numbered(
+        requests.encoded(requests.pool_requests(prompts, pool, {"teacher": policies["teacher"]["draws"]}, 0), pool)
+    )
     answers = OpenAIEngine(pool)(pa.Table.from_pylist(rows, schema=REQUEST))
     assert answers.num_rows == count and answers.column("error").null_count == count
     return {row["prompt_id"]: row for row in pa.concat_tables(parts.tables(job.out, PART.names)).to_pylist()}

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pyarrow as pa
 import pytest
 
@@ -15,7 +17,7 @@ def built(store, tiny, policies, rows, **generate):
     found = []
     for pool in build_pools(job):
         draws = {name: policies[name]["draws"] for name in pool.policies}
-        found += requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
+        found += requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"]), pool)
     return found
 
 
@@ -55,11 +57,11 @@ def test_prompt_ids_are_those_of_the_trainer(store, tiny_llama):
     rows = prompt_rows(1)
     job = make_job(store, {"teacher": policy(tiny_llama)}, {"prompts": prompts_artifact(store, rows)})
     pool = build_pools(job)[0]
-    (request,) = requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0)
+    (request,) = requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, {"teacher": [draw()]}, 0), pool)
     assert request["prompt_token_ids"] == encode_prompt(pool.tokenizer("teacher"), rows[0], pool.model)
 
 
-def test_too_long_prompt_fails_before_any_engine(store, tiny_llama):
+def test_too_long_prompt_fails_and_says_what_would_fit(store, tiny_llama):
     rows = prompt_rows(2)
     rows[1]["prompt"] = " ".join(["w1"] * 45)
     with pytest.raises(
@@ -93,9 +95,22 @@ def test_only_prompts_that_somebody_is_asked_are_encoded(store, tiny_llama, monk
 
 def test_empty_split_and_repeated_prompt(store, tiny_llama):
     with pytest.raises(PladError, match=r"split dev .* no prompts"):
-        built(store, tiny_llama, {"teacher": policy(tiny_llama, draws=[draw("dev")])}, prompt_rows(2))
+        requests.split_sizes(prompts_artifact(store, prompt_rows(2)), [draw("dev")])
     with pytest.raises(PladError, match="'distill-0' is there twice"):
-        built(store, tiny_llama, {"teacher": policy(tiny_llama)}, prompt_rows(2) + prompt_rows(1))
+        requests.split_sizes(prompts_artifact(store, prompt_rows(2) + prompt_rows(1), "twice"), [draw()])
+
+
+def test_requests_are_counted_before_they_are_made(store, tiny_llama):
+    rows = prompt_rows(5) + prompt_rows(3, "test")
+    draws = {
+        "a": [draw(limit=2), draw(temperatures=(0.7, 1), samples=2, limit=3), draw("test", limit=9)],  # 3 · 4 + 3
+        "b": [draw(temperatures=(0.0, 0.0)), draw(limit=0)],  # 5
+    }
+    sizes = requests.split_sizes(prompts_artifact(store, rows), [one for own in draws.values() for one in own])
+    assert sizes == {"distill": 5, "test": 3}
+    assert requests.count_requests(draws, sizes) == 3 * 4 + 3 + 5
+    policies = {name: policy(tiny_llama, draws=own) for name, own in draws.items()}
+    assert len(built(store, tiny_llama, policies, rows)) == 20
 
 
 def test_files_are_streamed_in_blocks(store, monkeypatch):
@@ -108,11 +123,28 @@ def test_files_are_streamed_in_blocks(store, monkeypatch):
             files_then[i] = len(store.files("out/work"))
             yield {"rid": str(i), "policy": "p", "prompt_id": "x", "split": "s", "verify": i == 4}
 
-    assert requests.write(rows(), out, "work", rows_per_block=3) == 11
+    assert list(requests.write(rows(), out, "work", rows_per_block=3)) == [6, 5]
     assert files_then[10] == 1, "a file was there before the last row was made"
     blocks = [tasks.read_requests(pa.table({"id": [i]}), out, "work") for i in range(4)]
     assert [b.column("rid").to_pylist() for b in blocks] == [list("012"), list("345"), list("678"), ["9", "10"]]
     assert [i for i, verify in enumerate(pa.concat_tables(blocks).column("verify").to_pylist()) if verify] == [4]
+
+
+def test_a_block_waits_for_its_file_as_long_as_somebody_writes(store):
+    out, block = Artifact(store, "out"), pa.table({"id": [0]})
+    with pytest.raises(FileNotFoundError):
+        tasks.read_requests(block, out, "work/teacher-0")
+    store.write_bytes(out.file(tasks.being_written("work/teacher-0")), b"")
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(tasks.read_requests, block, out, "work/teacher-0")
+        with pytest.raises(TimeoutError):
+            read.result(timeout=0.5)
+        assert list(requests.write([{"rid": "r"}], out, "work/teacher-0", 8)) == [1]
+        assert read.result(timeout=10).column("rid").to_pylist() == ["r"]
+        lost = threads.submit(tasks.read_requests, pa.table({"id": [64]}), out, "work/teacher-0")
+        store.delete(out.file("work"))  # as somebody does who takes the stage over
+        with pytest.raises(FileNotFoundError):
+            lost.result(timeout=10)
 
 
 def test_verification_marks_the_first_of_each_policy():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +21,14 @@ import pytest
 
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.errors import PladError
-from plad_ray.generate import parts
+from plad_ray.generate import parts, requests, watch
 from plad_ray.generate import run as generate_run
 from plad_ray.generate.pools import build_pools
 from plad_ray.generate.quarantine import Quarantine
 from plad_ray.generate.responses import PART
 from plad_ray.generate.tasks import stored_requests
-from plad_ray.generate.watch import EngineLost
+from plad_ray.generate.watch import EngineLost, _Execution
+from plad_ray.generate.writing import requests_of
 from plad_ray.stages import Stage, run_stage
 from tests.conftest import save_tiny_model, worker_lines
 from tests.generate.generate_jobs import draw, make_job, policy, prompt_rows, prompts_artifact, succeeded
@@ -155,6 +159,77 @@ def test_an_engine_that_breaks_is_reported_with_its_cause(store, tiny_llama, ray
         generate_run.run(job)
 
 
+def one_role(store, model, count, runtime, progress):
+    draws = {"teacher": policy(model)}
+    return make_job(store, draws, {"prompts": prompts_artifact(store, prompt_rows(count))}, runtime, progress=progress)
+
+
+def writing_waits_for(monkeypatch, answered: threading.Event) -> None:
+    """The second request file, and what follows it."""
+    write = requests.write_requests
+
+    def later(out, folder, number, rows, rows_per_block):
+        assert number == 0 or answered.wait(300), "no answer before all requests were written"
+        write(out, folder, number, rows, rows_per_block)
+
+    monkeypatch.setattr(requests, "write_requests", later)
+
+
+def test_engines_answer_while_requests_are_still_being_written(store, tiny_llama, monkeypatch, ray_session):
+    answered = threading.Event()
+    writing_waits_for(monkeypatch, answered)
+    progress = lambda done, *_, **__: answered.set() if done else None  # noqa: E731
+    job = one_role(store, tiny_llama, 200, {"teacher": {"batch_size": 2}}, progress)
+    assert generate_run.run(job).rows_out == 200
+    assert [row["prompt_id"] for row in job.out.rows()] == [f"distill-{i}" for i in range(200)]
+
+
+@pytest.mark.parametrize("broken", ["prompt", "disk"])
+def test_what_ends_the_writing_ends_the_engines_at_once(store, tiny_llama, broken, monkeypatch, ray_session):
+    """The engine hangs, so no block comes that would show it."""
+    answered = threading.Event()
+    writing_waits_for(monkeypatch, answered)
+    monkeypatch.setattr(requests, "BATCH_ROWS", 64)
+    runtime = {"teacher": {"batch_size": 1, "engine_kwargs": {"hang": ["distill-3"]}}}
+    progress = lambda done, *_, **__: answered.set() if done else None  # noqa: E731
+    job = one_role(store, tiny_llama, 200, runtime, progress)
+    rows = prompt_rows(200)
+    error, message = PladError, r"prompt 'distill-150' has 45 tokens; with generate.max_tokens 8"
+    if broken == "prompt":
+        rows[150]["prompt"] = " ".join(["w1"] * 45)
+        prompts_artifact(store, rows)
+    else:
+        error, message, write = OSError, "No space left on device", requests.write_requests
+
+        def full(*given):
+            write(*given)
+            if given[2] == 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(requests, "write_requests", full)
+    started = time.time()
+    with pytest.raises(error, match=message):
+        generate_run.run(job)
+    assert succeeded(job.out) and time.time() - started < 120
+    assert engines_left() == []
+    assert not [name for name in store.files(job.out.file("work")) if name.endswith(".writing")]
+
+
+def test_silence_counts_from_when_all_requests_are_written(monkeypatch):
+    monkeypatch.setattr(watch, "CHECK_SECONDS", 0.01)
+    execution = _Execution.__new__(_Execution)
+    execution.stall_seconds, execution.stalled, execution.written = 0.1, False, Future()
+    execution.finished = execution.alive = 0
+    execution.executor, execution.actors, execution.waiting, execution.over = None, set(), True, threading.Event()
+    listening = threading.Thread(target=execution._listen, daemon=True)
+    listening.start()
+    listening.join(0.5)
+    assert listening.is_alive() and not execution.stalled
+    execution.written.set_result(None)
+    listening.join(10)
+    assert execution.stalled
+
+
 POISON = {"distill-5", "distill-13"}
 
 
@@ -203,12 +278,13 @@ class Engines:
     def __init__(self, job, poison: set[int], stalled: bool = False):
         self.job, self.poison, self.stalled = job, poison, stalled
         self.done, self.lost, self.starts = parts.Numbers(), [], 0
-        self.quarantine = Quarantine(job, self.done, self, self.leave)
+        self.written: Future[None] = Future()
+        self.quarantine = Quarantine(job, self.done, self, self.leave, self.written)
 
     def __call__(self, pools, work):
         self.starts += 1
         for pool in pools:
-            rows = list(stored_requests(self.job.out, f"{work.folder}/{pool.name}"))
+            rows = list(stored_requests(self.job.out, work.files(pool)))
             assert [r["number"] for r in rows if r["number"] in self.done] == []
             for finished, at in enumerate(range(0, len(rows), pool.rows_per_block)):
                 block = [row["number"] for row in rows[at : at + pool.rows_per_block]]
@@ -222,7 +298,11 @@ class Engines:
 
     def run(self):
         pools = build_pools(self.job)
-        self.quarantine.complete(pools, generate_run.plan(self.job, pools, self.done), lambda pool: 2)
+        work = generate_run.plan(self.job, pools, self.done)
+        with requests_of(self.job, [pools], work, self.done) as written:
+            written.result()
+        self.written.set_result(None)
+        self.quarantine.complete(pools, work, lambda pool: 2)
 
 
 def lonely(store, model, **runtime):

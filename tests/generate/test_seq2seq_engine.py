@@ -68,7 +68,7 @@ def test_adapters_side_by_side_and_verified(store, tiny_t5):
     assert pool.seq2seq
     transformers_engine.check(pool)
     draws = {name: [draw(temperatures=(0.0,))] for name in pool.policies}
-    rows = list(requests.pool_requests(job.inputs["prompts"], pool, draws, 0))
+    rows = list(requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, draws, 0), pool))
     assert all(row["prompt_token_ids"][-1] == 2 for row in rows), "the encoder's input ends with EOS"
     rows = list(requests.mark_verified(rows, ["a"], 2))
     answers = transformers_engine.TransformersEngine(pool)(pa.Table.from_pylist(rows, schema=REQUEST)).to_pylist()

@@ -66,7 +66,11 @@ def test_adapters_side_by_side(store, tiny_llama):
     specs = {n: policy(tiny_llama, "student", "transformers", [draw(temperatures=(0.0,))]) for n in ("base", "a", "b")}
     job = make_job(store, specs, {"prompts": prompts_artifact(store, prompt_rows(6)), "a/0": first, "b/0": second})
     (pool,) = build_pools(job)
-    rows = list(requests.pool_requests(job.inputs["prompts"], pool, {n: s["draws"] for n, s in specs.items()}, 0))
+    rows = list(
+        requests.encoded(
+            requests.pool_requests(job.inputs["prompts"], pool, {n: s["draws"] for n, s in specs.items()}, 0), pool
+        )
+    )
     import pyarrow as pa
 
     rows = list(requests.mark_verified(rows, ["a"], 2))

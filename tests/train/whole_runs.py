@@ -47,7 +47,7 @@ def generate(job: Job) -> Outcome:
     total = Counter[str]()
     for pool in build_pools(job):
         draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
-        asked = requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"])
+        asked = requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"]), pool)
         rows = list(parts.remaining(asked, parts.Numbers(), total))
         answers = _engine(pool)(pa.Table.from_pylist(rows, schema=REQUEST))
         by_policy = dict.fromkeys(pool.policies, pool)
