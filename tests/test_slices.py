@@ -15,7 +15,7 @@ from plad_ray.artifacts import Store
 from plad_ray.config import Evaluate, Pairs, Pick, Rejection
 from plad_ray.errors import PladError
 from plad_ray.evaluate import run as evaluation
-from plad_ray.generate import parts
+from plad_ray.generate import parts, requests
 from plad_ray.pairs import build, lists, rejection
 from plad_ray.reward import run as scoring
 from plad_ray.slices import Places, slices
@@ -162,6 +162,7 @@ def test_stages_make_of_slices_what_they_make_of_the_whole(tmp_path, monkeypatch
 def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch) -> None:
     """Request table, fake engine, part files, rows and pairs in this process: what Python and Arrow hold at most."""
     monkeypatch.setattr(artifacts, "BATCH_ROWS", 50)
+    monkeypatch.setattr(requests, "BATCH_ROWS", 50)
     monkeypatch.setattr(module, "PROMPTS", 100)
     monkeypatch.setattr(parts, "ROWS_PER_FILE", 100)
     monkeypatch.setattr(plumbing, "BLOCK", 50)
