@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import yaml
@@ -45,7 +46,7 @@ def render_study(result: StudyResult, sources: Sources | None = None) -> str:
         sentences=[Sentence("result", _unbroken(s)) for s in result.summary]
         + [Sentence("warning", _unbroken(s)) for s in result.warnings],
         charts=[_chart(figure)[0] for figure in result.drawn],
-        shown=_cells,
+        shown=partial(_cells, chance=1 - result.confidence),
         level=percent(result.confidence, 0),
         settings=yaml.safe_dump(result.settings, sort_keys=False, allow_unicode=True) if result.settings else "",
         samples=sources.samples,
@@ -63,15 +64,16 @@ def _unbroken(sentence: str) -> str:
     return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
-def _cells(table: Table) -> list[list[Shown]]:
+def _cells(table: Table, chance: float) -> list[list[Shown]]:
     """A p-value stands below its estimate where it is corrected for its family and no column of the table holds it."""
     listed = any(column.unit == "p" for column in table.columns)
-    rows = [[shown(c, k) for c, k in zip(row, table.columns, strict=True)] for row in table.rows]
+    rows = [[shown(c, k, chance) for c, k in zip(row, table.columns, strict=True)] for row in table.rows]
     return [[replace(cell, p="") for cell in row] for row in rows] if listed else rows
 
 
-def shown(cell: Interval | float | int | str | None, column: Column) -> Shown:
-    """How a cell is written in its column's unit. A difference (``points``) whose interval leaves 0 out has a sign."""
+def shown(cell: Interval | float | int | str | None, column: Column, chance: float) -> Shown:
+    """How a cell is written in its column's unit. A difference (``points``) whose interval leaves 0 out has a sign, unless
+    its corrected p-value is above ``chance``."""
     if cell is None:
         return Shown("–")
     if isinstance(cell, str):
@@ -79,6 +81,8 @@ def shown(cell: Interval | float | int | str | None, column: Column) -> Shown:
     if isinstance(cell, int | float):
         return Shown(_number(cell, column))
     sign = 1 if cell.low > 0 else -1 if cell.high < 0 else 0
+    if cell.adjusted and cell.p is not None and cell.p > chance:
+        sign = 0
     p = f"p {_number(cell.p, P)} (corrected)" if cell.p is not None and cell.adjusted else ""
     between = f"[{_number(cell.low, column, bare=True)}, {_number(cell.high, column, bare=True)}]"
     return Shown(_number(cell.mean, column), between, p, sign if column.unit == "points" else 0)

@@ -13,6 +13,7 @@ from plad_ray.artifacts import Artifact, Store
 from plad_ray.cli import app
 from plad_ray.report.sources import Sources
 from plad_ray.report.study import render_study
+from plad_ray.report.study import shown as shown_cell
 from plad_ray.study import markdown, result, stage
 from tests.report.made_up import ROOT, finish, world
 from tests.report.test_browser import browser, opened, shown  # noqa: F401
@@ -226,3 +227,10 @@ def test_a_study_page_fits_a_phone_and_paper(browser, made) -> None:  # noqa: F8
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 688, "height": 900})  # A4 less its margins
         assert page.evaluate("document.documentElement.scrollWidth") <= 688
+
+
+def test_a_difference_has_a_colour_only_where_its_corrected_p_value_is_small() -> None:
+    column = result.Column(key="lift", label="lift", unit="points")
+    clear, chance = ({"mean": 0.02, "low": 0.001, "high": 0.04, "p": p, "adjusted": True} for p in (0.01, 0.3))
+    signs = [shown_cell(result.Interval(**cell), column, 0.05).sign for cell in (clear, chance)]
+    assert signs == [1, 0]
