@@ -125,7 +125,7 @@ class Endpoint:
             while isinstance(outcome, Failure) and outcome.retry:
                 if attempt == self.runtime.retries:
                     return replace(outcome, message=f"{outcome.message} ({attempt + 1} tries)")
-                logger.info("%s; it is asked again", outcome.message, extra={"rid": request["rid"]})
+                logger.info("%s; it is asked again", outcome.message, extra={"rid": request.get("rid")})
                 await self._back_off(outcome, attempt)
                 attempt, outcome = attempt + 1, await self._try(body, estimate)
             return outcome
