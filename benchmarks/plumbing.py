@@ -25,7 +25,7 @@ from benchmarks.resident import forget_peak, peak
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Distill, Evaluate, Generate, Model, Pairs, Runtime
 from plad_ray.evaluate import run as evaluation
-from plad_ray.generate import parts, requests
+from plad_ray.generate import parts, requests, writing
 from plad_ray.generate import run as generate
 from plad_ray.generate.fake_engine import FakeEngine
 from plad_ray.generate.pools import build_pools
@@ -130,8 +130,8 @@ def generate_here(job: Job) -> int:
     """The generate stage without Ray: the fake engine block by block in this process. How many requests there were."""
     tally = Counter[str]()
     for pool in build_pools(job):
-        draws = {name: job.config["policies"][name]["draws"] for name in pool.policies}
-        asked = requests.encoded(requests.pool_requests(job.inputs["prompts"], pool, draws, job.config["seed"]), pool)
+        every = requests.pool_requests(job.inputs["prompts"], pool, writing.draws(job, pool), job.config["seed"])
+        asked = requests.encoded(every, pool)
         engine = FakeEngine({name: pool.eos(name)[0] for name in pool.policies}, RESPONSE_TOKENS, {})
         by_policy = dict.fromkeys(pool.policies, pool)
         block: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from plad_ray.artifacts import Artifact
 from plad_ray.config import Experiment, Model
+from plad_ray.models.policy import holds_adapter
 from plad_ray.pairs.stats import render as render_pairs
 from plad_ray.remote import is_uri
 from plad_ray.report.collect import describe
@@ -23,7 +24,7 @@ def model_card(
 ) -> str:
     manifest = adapter.manifest
     model = exp.student.model
-    whole = not (adapter.local_folder() / "adapter_config.json").is_file()
+    whole = not holds_adapter(adapter.local_folder())
     local = base_is_local(exp)
     data = ModelCardData(
         library_name="transformers" if whole else "peft",

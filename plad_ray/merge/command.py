@@ -10,6 +10,7 @@ from plad_ray import parts, preflight, running
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Averaging, Experiment, overlay
 from plad_ray.errors import PladError
+from plad_ray.models.policy import holds_adapter
 from plad_ray.pipeline import plan
 from plad_ray.stages import Stage, check
 
@@ -36,7 +37,7 @@ def merge(exp: Experiment, arm: str, out: Path, asked: dict[str, Any], as_adapte
         )
     starts = () if tuned is None else (tuned,)
     adapter = distilled.artifact(store)
-    if not (adapter.local_folder() / "adapter_config.json").is_file():
+    if not holds_adapter(adapter.local_folder()):
         raise PladError(
             f"arm {arm} was distilled with method full, so {adapter.path}/files is one plain model already: "
             "there is no adapter to merge or to average"

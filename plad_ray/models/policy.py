@@ -38,6 +38,11 @@ class Policy:
             source.copy_to(Path(folder))
 
 
+def holds_adapter(folder: Path) -> bool:
+    """Whether a trained artifact's ``files`` are a PEFT adapter, and no whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
     """Fold ``model`` and then SFT and distillation artifacts, oldest first, into one policy.
 
@@ -52,7 +57,7 @@ def resolve(model: Model, *artifacts: Artifact | None) -> Policy:
             continue
         folder = artifact.local_folder()
         copy = () if artifact.store.local else ((artifact, str(folder)),)
-        if (folder / "adapter_config.json").is_file():
+        if holds_adapter(folder):
             policy = _with_adapter(policy, folder)
             policy = replace(policy, copies=(*policy.copies, *copy))
         elif (folder / "config.json").is_file():
