@@ -19,8 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from benchmarks.resident import forget_peak, peak
 from plad_ray.artifacts import Artifact, Store
 from plad_ray.config import Distill, Evaluate, Generate, Model, Pairs, Runtime
@@ -47,6 +45,8 @@ DRAW = {"split": "distill", "temperatures": [0.7], "samples": 1, "limit": None}
 
 def write_prompts(store: Store, count: int) -> Artifact:
     """``count`` prompts of the distill split; every tenth has a reference, as ROUGE would outlast all else."""
+    import pyarrow as pa  # after plad_ray, which chooses its allocator
+
     artifact, draw = Artifact(store, "prompts-0"), random.Random(0)
     for start in range(0, count, PROMPTS_PER_FILE):
         rows = [
@@ -145,6 +145,8 @@ def generate_here(job: Job) -> int:
 
 
 def _answer(job: Job, engine: FakeEngine, by_policy: dict[str, Any], block: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
     answers = engine(pa.Table.from_pylist(block, schema=REQUEST)).to_pylist()
     parts.write_part(job.out, [part_row(by_policy, answer) for answer in answers])
 

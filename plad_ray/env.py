@@ -10,9 +10,9 @@ from typing import Any
 
 from plad_ray.stages import git_commit, versions
 
-#: variables that change what Ray, vLLM, torch and the Hub libraries do.
+#: variables that change what Arrow, Ray, vLLM, torch and the Hub libraries do.
 MATTER = re.compile(
-    r"^(RAY|VLLM|HF|TRANSFORMERS|TOKENIZERS|CUDA|NCCL|GLOO|OMP|MKL|TORCH|DS|PLAD|PYTORCH)_|^PYTHONPATH$"
+    r"^(ARROW|RAY|VLLM|HF|TRANSFORMERS|TOKENIZERS|CUDA|NCCL|GLOO|OMP|MKL|TORCH|DS|PLAD|PYTORCH)_|^PYTHONPATH$"
 )
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|AUTH|CRED", re.IGNORECASE)
 #: names that look secret and are not.

@@ -213,7 +213,7 @@ def _check_engine(exp: Experiment, name: str, role: Role, config: Any) -> None:
     vllm_engine.check_architecture(config)
     if pool.runtime.gpus == 0:
         vllm_engine.check_vllm_cpu_head_size(config)
-    trained = [c for _, d in exp.arms().values() for c in (d, *d.candidates().values())] if name == "student" else []
+    trained = [c for _, d in exp.arms().values() for c in d.with_candidates()] if name == "student" else []
     ranks = [section.lora.r for section in (role.sft, *trained) if section is not None and section.method == "lora"]
     if role.model.adapter is not None or ranks:
         vllm_engine.check_takes_lora(config)

@@ -189,6 +189,15 @@ def test_env_shows_versions_and_no_secret(monkeypatch):
     assert "hf_very_secret" not in output and "pass1234" not in output
 
 
+@pytest.mark.parametrize("wanted", [None, "mimalloc"])
+def test_arrow_allocates_as_the_c_library_does_unless_told_otherwise(wanted):
+    environment = {key: value for key, value in os.environ.items() if key != "ARROW_DEFAULT_MEMORY_POOL"}
+    environment |= {"ARROW_DEFAULT_MEMORY_POOL": wanted} if wanted else {}
+    asked = "import plad_ray.stages, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (wanted or "system")
+
+
 def test_version():
     assert plad("version").stdout.startswith("plad_ray")
 

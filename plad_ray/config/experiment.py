@@ -85,7 +85,7 @@ class Experiment(Section):
                 "endpoint knows beside the protocol goes into teacher.model.api.extra_body)"
             )
         for arm, (_, distill) in self.arms().items():
-            for section in (distill, *distill.candidates().values()):
+            for section in distill.with_candidates():
                 if _reads_teacher(section.objective):
                     from plad_ray.models.tokens import text_only
 
@@ -97,7 +97,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _rounds_make_new_rows(self) -> Experiment:
         for name, (pairs, distill) in self.arms().items():
-            if max(distill.rounds, *(c.rounds for c in distill.candidates().values()), 1) == 1:
+            if all(section.rounds == 1 for section in distill.with_candidates()):
                 continue
             if distill.select_on_dev:
                 raise ValueError(

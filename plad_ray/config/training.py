@@ -83,3 +83,6 @@ class Distill(Training):
         """The full sections that ``select_on_dev`` names."""
         base = self.model_copy(update={"select_on_dev": {}})
         return {n: overlay(base, changes, f"distill.select_on_dev.{n}") for n, changes in self.select_on_dev.items()}
+
+    def with_candidates(self) -> tuple[Distill, ...]:
+        return (self, *self.candidates().values())

@@ -18,7 +18,7 @@ def average(
     stages are ``start``, oldest first. With parts, their weights are learned on text of the distilled student. Raises
     PladError for an arm that trains all weights."""
     _, section = exp.arms()[arm]
-    if "full" in (section.method, *(candidate.method for candidate in section.candidates().values())):
+    if any(trained.method == "full" for trained in section.with_candidates()):
         raise PladError(
             f"arm {arm} has distill.method full, which makes no adapter: only adapters are averaged; use lora"
         )

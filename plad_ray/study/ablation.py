@@ -12,7 +12,7 @@ from plad_ray.config import Experiment
 from plad_ray.config.pairs import NAME
 from plad_ray.stages import Job
 from plad_ray.study import compare, searched
-from plad_ray.study.arms import MAIN, vary
+from plad_ray.study.arms import MAIN, vary_arm
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.pieces import DIFFERENCE, P_HOLM, TEMPERATURE, how, interval, told_apart
 from plad_ray.study.result import Cell, Column, Findings, Table
@@ -39,7 +39,7 @@ class Settings(Searched):
 def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
     """The experiment's other arms are left out: they are no variants of its recipe."""
     recipe = (exp.pairs, exp.distill)
-    varied = {name: vary(recipe, changes, f"study.variants.{name}") for name, changes in settings.variants.items()}
+    varied = {name: vary_arm(recipe, changes, f"study.variants.{name}") for name, changes in settings.variants.items()}
     return searched.evaluated(STUDY, exp, {MAIN: recipe, **varied}, settings, store)
 
 

@@ -15,7 +15,7 @@ MAIN = "distilled"
 Sections = tuple[Pairs, Distill]
 
 
-def vary(sections: Sections, changes: Mapping[str, Any], where: str) -> Sections:
+def vary_arm(sections: Sections, changes: Mapping[str, Any], where: str) -> Sections:
     """``sections`` with dotted ``changes`` such as ``distill.objective.margin`` or ``pairs.reward_share``.
 
     Raises PladError naming the key below ``where`` for one that is unknown or does not fit.

@@ -14,7 +14,7 @@ from plad_ray.errors import PladError
 from plad_ray.evaluate.table import INITIAL
 from plad_ray.stages import Job
 from plad_ray.study import runs, searched
-from plad_ray.study.arms import MAIN, Sections, vary
+from plad_ray.study.arms import MAIN, Sections, vary_arm
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.pieces import ARM, P_HOLM, TEMPERATURE, how, interval, points, told_apart
 from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
@@ -45,7 +45,7 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
             raise PladError(f"study.arms: {arm} ({known[arm][1].objective.name}) does not train on pairs: leave it out")
         for share in settings.shares:
             name = f"{arm}-{100 * share:g}pct".replace(".", "_") if share else arm
-            arms[name] = vary(known[arm], {"pairs.reward_share": share}, f"share {share:g} of {arm}")
+            arms[name] = vary_arm(known[arm], {"pairs.reward_share": share}, f"share {share:g} of {arm}")
             places[name] = {"arm": arm, "share": share}
     return searched.evaluated(STUDY, exp, arms, settings, store, {"places": places}, reads=("pairs",))
 

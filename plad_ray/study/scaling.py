@@ -15,7 +15,7 @@ from plad_ray.config import Experiment
 from plad_ray.errors import PladError
 from plad_ray.stages import Job
 from plad_ray.study import searched
-from plad_ray.study.arms import Sections, vary
+from plad_ray.study.arms import Sections, vary_arm
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, evaluated
 from plad_ray.study.pieces import AGAINST, ARM, DIFFERENCE, P_HOLM, TEMPERATURE, band, how, interval, points, told_apart
@@ -62,7 +62,7 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
             name = arm if share == max(settings.shares) else f"{arm}-{100 * share:g}pct".replace(".", "_")
             count = max(1, round(share * most))
             cut = {"distill.prompts": count} if share < 1 else {}
-            arms[name] = vary(sections, cut, f"share {share:g} of {arm}")
+            arms[name] = vary_arm(sections, cut, f"share {share:g} of {arm}")
             facts[name] = {"arm": arm, "share": share, "prompts": count}
         counts = [fact["prompts"] for fact in facts.values() if fact["arm"] == arm]
         if len(set(counts)) < len(counts):

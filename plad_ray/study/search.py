@@ -15,7 +15,7 @@ from plad_ray.evaluate.select import win_rates
 from plad_ray.parts.common import lazy
 from plad_ray.pipeline import before_distillation
 from plad_ray.stages import Job, Outcome, Stage
-from plad_ray.study.arms import MAIN, Sections, vary, with_arms
+from plad_ray.study.arms import MAIN, Sections, vary_arm, with_arms
 from plad_ray.study.graph import of_run
 
 
@@ -28,7 +28,7 @@ def plan(
         for arm, tried in search.candidates(list(arms)).items()
     }
     candidates = {
-        name: vary(arms[arm], changes, f"study.search, arm {arm}")
+        name: vary_arm(arms[arm], changes, f"study.search, arm {arm}")
         for arm, tried in trials.items()
         for name, changes in tried.items()
     }

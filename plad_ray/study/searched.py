@@ -14,7 +14,7 @@ from plad_ray.config.search import Search
 from plad_ray.reward.base import check_wins
 from plad_ray.stages import Job, Stage
 from plad_ray.study import graph, search
-from plad_ray.study.arms import Sections, vary
+from plad_ray.study.arms import Sections, vary_arm
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import Seeds, needs_one_split, needs_scorer
 from plad_ray.study.pieces import ARM
@@ -48,7 +48,7 @@ def settle(
         then = "each arm is trained with what the search chose, and evaluated on each seed"
         return Plan(whole, [searched], then=then)
     chosen = search.choice(searched.artifact(store))
-    frozen = {arm: vary(sections, chosen[arm]["changes"], f"arm {arm}") for arm, sections in arms.items()}
+    frozen = {arm: vary_arm(sections, chosen[arm]["changes"], f"arm {arm}") for arm, sections in arms.items()}
     return Settled(frozen, {"search": searched})
 
 

@@ -25,7 +25,7 @@ from plad_ray.pipeline import before_distillation
 from plad_ray.reward.base import check_wins
 from plad_ray.stages import Job, Stage
 from plad_ray.study import trials
-from plad_ray.study.arms import MAIN, Sections, vary, with_arms
+from plad_ray.study.arms import MAIN, Sections, vary_arm, with_arms
 from plad_ray.study.base import Plan, Study
 from plad_ray.study.graph import last_stage, needs_scorer
 from plad_ray.study.pieces import points
@@ -83,7 +83,7 @@ def changed(exp: Experiment, changes: dict[str, Any]) -> Sections:
     plain = {key: value for key, value in changes.items() if key != TEMPERATURE}
     if TEMPERATURE in changes:
         plain |= {f"pairs.{side}.temperature": changes[TEMPERATURE] for side in ("chosen", "rejected")}
-    return vary((exp.pairs, exp.distill), plain, "study.grid")
+    return vary_arm((exp.pairs, exp.distill), plain, "study.grid")
 
 
 def drawing(exp: Experiment, arms: dict[str, Sections]) -> Experiment:

@@ -8,7 +8,7 @@ import pytest
 
 from plad_ray.errors import PladError
 from plad_ray.study import real_pairs
-from plad_ray.study.arms import MAIN, vary, with_arms
+from plad_ray.study.arms import MAIN, vary_arm, with_arms
 from plad_ray.study.result import Interval
 from tests.study.here import named, rows
 from tests.study.test_compare import win, won
@@ -110,7 +110,7 @@ def test_a_variant_can_take_back_what_the_recipe_sets(here):
     student = here.experiment().student.model_dump(mode="json") | {"draw": {"samples": 2}}
     exp = here.experiment(pairs={"min_agreement": 0.5}, distill={"prompts": 5}, student=student)
     recipe = (exp.pairs, exp.distill)
-    plain = vary(recipe, {"pairs.min_agreement": None, "distill.prompts": None}, "variant")
+    plain = vary_arm(recipe, {"pairs.min_agreement": None, "distill.prompts": None}, "variant")
     for main, other in ((recipe, plain), (plain, recipe)):
         arms = with_arms(exp, {MAIN: main, "other": other}).arms()
         assert [(p.min_agreement, d.prompts) for p, d in arms.values()] == [
@@ -122,7 +122,7 @@ def test_a_variant_can_take_back_what_the_recipe_sets(here):
 
 def test_an_arm_takes_nothing_from_a_main_arm_that_trains_all_weights(here):
     exp = here.experiment()
-    sections = {"distilled": vary((exp.pairs, exp.distill), {"distill.method": "full", "distill.prompts": 4}, "x")}
+    sections = {"distilled": vary_arm((exp.pairs, exp.distill), {"distill.method": "full", "distill.prompts": 4}, "x")}
     sections["adapter"] = (exp.pairs, exp.distill)
     arms = with_arms(exp, sections).arms()
     found = {name: (distill.method, distill.prompts) for name, (_, distill) in arms.items()}

@@ -42,8 +42,12 @@ SHORT = {
     "compare": ["study.seeds=[0]", "study.search={seeds: [100], grid: {distill.learning_rate: [1.0e-3, 3.0e-3]}}"],
     "judge": ["study.limit=8"],
     "length": ["study.seeds=[0]", "study.minimum=3"],
-    "real-pairs": ["study.seeds=[0]", "study.shares=[0.0, 1.0]"],
-    "scaling": ["study.seeds=[0]", "study.shares=[0.5, 1.0]"],
+    "real-pairs": [
+        "study.seeds=[0]",
+        "study.shares=[0.0, 1.0]",
+        "study.search={seeds: [100], grid: {distill.learning_rate: [1.0e-3, 3.0e-3]}}",
+    ],
+    "scaling": ["study.seeds=[0]", "study.shares=[0.5, 1.0]", "study.search=null"],
     "sweep": ["study.grid={distill.objective.margin: [0.5, 2.0]}"],
     "table1": [
         "study.seeds=[0]",
