@@ -69,9 +69,8 @@ def asked(
 def asked_by(exp: Experiment, todo: list[Stage]) -> dict[str, list[Actor]]:
     """What the stages ``todo`` have up."""
     roles = {policy["role"] for stage in todo for policy in stage.config.get("policies", {}).values()}
-    trains, scores = (
-        any(isinstance(stage.config.get(part), dict) for stage in todo) for part in ("training", "scorer")
-    )
+    trains = any("training" in stage.config or stage.config.get("at_workers") for stage in todo)
+    scores = any(isinstance(stage.config.get("scorer"), dict) for stage in todo)
     return asked(exp, [role for role in ROLES if role in roles], trains, scores)
 
 

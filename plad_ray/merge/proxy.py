@@ -31,9 +31,9 @@ def prepare(
     how: Averaging,
     rows: list[Row],
     micro_batch: int,
+    device: torch.device,
 ) -> Proxy:
-    """The base model of ``policy``, averaging start and distilled (``ends``) in each part, on a GPU where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The base model of ``policy`` on ``device``, averaging start and distilled (``ends``) in each part."""
     base = load_base(policy, model.dtype, model.load_in_4bit).eval().requires_grad_(False)
     if base.config.is_encoder_decoder:
         raise PladError(

@@ -16,6 +16,7 @@ from plad_ray.merge.weights import THIRDS, layers_of, split, third
 from plad_ray.models.load import load_tokenizer
 from plad_ray.models.policy import NOTE, Policy, resolve
 from plad_ray.stages import Job, Outcome
+from plad_ray.tasks import at_workers, device_of
 from plad_ray.train.adapter import write_note
 
 logger = logging.getLogger("plad_ray")
@@ -25,21 +26,19 @@ _NOT_COPIED = (lora.CONFIG, lora.TENSORS, NOTE, "metrics.jsonl")
 
 def run(job: Job) -> Outcome:
     """config {"model", "averaging", "seed"}; inputs {"distilled"}, the artifacts "start/0", … that fold onto the model, and
-    for learned weights {"prompts", "responses"} and, to keep the best of them, {"scores"}.
+    for learned weights {"prompts", "responses"} and, to keep the best of them, {"scores"}. Weights are learned where a
+    training worker would be.
 
     Writes files/, a PEFT adapter folder. Metrics: ``parts`` with layers and base weight; learned ones also have the loss
     over all rows with equal and with learned weights, and its curve. Raises PladError for ends that do not belong together.
     """
-    model = Model.model_validate(job.config["model"])
-    how = Averaging.model_validate(job.config["averaging"])
-    starts = [job.inputs[key] for key in sorted(job.inputs) if key.startswith("start/")]
-    policy = resolve(model, *starts, job.inputs["distilled"])
-    ends = read_ends(resolve(model, *starts), policy)
-    layers = layers_of(ends[1].modules)
+    how, policy, ends, layers = _given(job)
     runs, weights = runs_of(len(layers), how)
     outcome = Outcome()
     if how.parts:
-        outcome, weights = _learn(job, model, policy, ends, how, runs, layers)
+        [(outcome, weights)] = at_workers(job, learned_weights, 1)
+        shown, loss = ", ".join(f"{weight:.3f}" for weight in weights), outcome.metrics["loss"]
+        logger.info("base weights %s: loss %.4f, with equal ones %.4f", shown, loss["learned"], loss["plain"])
     outside = 0.0 if how.layers in THIRDS else how.base_weight
     by_module = dict.fromkeys(ends[1].modules, outside)
     by_module |= {name: weights[k] for k, run in enumerate(runs) for i in run for name in layers[i]}
@@ -70,25 +69,29 @@ def runs_of(layers: int, how: Averaging) -> tuple[list[range], list[float]]:
     return runs, [how.base_weight] * len(runs)
 
 
-def _learn(
-    job: Job,
-    model: Model,
-    policy: Policy,
-    ends: tuple[lora.Adapter | None, lora.Adapter],
-    how: Averaging,
-    runs: list[range],
-    layers: list[list[str]],
-) -> tuple[Outcome, list[float]]:
+def learned_weights(job: Job, number: int = 0) -> tuple[Outcome, list[float]]:
+    """Of each run of layers, and what they were learned on."""
+    model = Model.model_validate(job.config["model"])
+    how, policy, ends, layers = _given(job)
+    runs, _ = runs_of(len(layers), how)
     texts = job.inputs["prompts"], job.inputs["responses"], job.inputs.get("scores")
     rows, dropped = proxy.read_answers(*texts, load_tokenizer(policy), model, how.top)
     part_of: dict[str, int | None] = dict.fromkeys(ends[1].modules)
     part_of |= {name: k for k, run in enumerate(runs) for i in run for name in layers[i]}
-    prepared = proxy.prepare(model, policy, ends, part_of, how, rows, job.runtime.train.micro_batch)
+    device, micro_batch = device_of(job.runtime), job.runtime.train.micro_batch
+    prepared = proxy.prepare(model, policy, ends, part_of, how, rows, micro_batch, device)
     found: Learned = learn(prepared, how, runs, job.config["seed"], job.progress)
-    shown = ", ".join(f"{weight:.3f}" for weight in found.base_weights)
-    logger.info("base weights %s: loss %.4f, with equal ones %.4f", shown, found.learned, found.plain)
     metrics = {"loss": {"plain": found.plain, "learned": found.learned}, "curve": found.curve}
     return Outcome(len(rows) + sum(dropped.values()), len(rows), dropped, metrics), found.base_weights
+
+
+def _given(job: Job) -> tuple[Averaging, Policy, tuple[lora.Adapter | None, lora.Adapter], list[list[str]]]:
+    """How to average, the distilled policy, both ends, and the modules of each layer."""
+    model = Model.model_validate(job.config["model"])
+    starts = job.numbered("start")
+    policy = resolve(model, *starts, job.inputs["distilled"])
+    ends = read_ends(resolve(model, *starts), policy)
+    return Averaging.model_validate(job.config["averaging"]), policy, ends, layers_of(ends[1].modules)
 
 
 def _publish(

@@ -35,4 +35,7 @@ def average(
         inputs |= present({"prompts": prompts, "responses": answers, "scores": scores})
         config["seed"] = exp.seed
     identity = {**config, "model": model_identity(exp.student.model)}
-    return Stage(f"average-{arm}", lazy("plad_ray.merge.stage"), config, inputs, identity, cpus=1, ray=False)
+    config["at_workers"] = how.parts is not None
+    train, run = exp.runtime.train, lazy("plad_ray.merge.stage")
+    cpus, gpus = (train.cpus_per_worker, train.gpus_per_worker) if how.parts else (1.0, 0.0)
+    return Stage(f"average-{arm}", run, config, inputs, identity, cpus=cpus, gpus=gpus, ray=how.parts is not None)

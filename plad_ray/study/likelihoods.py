@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
 import torch
 
 from plad_ray.artifacts import Artifact
@@ -18,6 +20,7 @@ from plad_ray.models.tokens import encode_prompt, encode_response, eos_ids, pad_
 from plad_ray.objectives.sft import Sft
 from plad_ray.parts.common import lazy, model_identity, present
 from plad_ray.stages import Job, Outcome, Stage
+from plad_ray.tasks import at_workers, device_of
 from plad_ray.train.layout import Row, concatenate
 from plad_ray.train.logprobs import ResponseValues, chunk_count
 
@@ -36,26 +39,49 @@ def stage(exp: Experiment, prompts: Stage, responses: Stage | None, readers: dic
         config["evaluate"] = exp.evaluate.model_dump(mode="json", include={"split", "limit"})
     identity = {**config, "model": model_identity(model)}
     inputs |= present({"prompts": prompts, "responses": responses})
-    return Stage("likelihoods", lazy("plad_ray.study.likelihoods"), config, inputs, identity, cpus=1, ray=False)
+    config["at_workers"] = True
+    train = exp.runtime.train
+    return Stage(
+        "likelihoods",
+        lazy("plad_ray.study.likelihoods"),
+        config,
+        inputs,
+        identity,
+        cpus=train.workers * train.cpus_per_worker,
+        gpus=train.workers * train.gpus_per_worker,
+    )
 
 
 def run(job: Job) -> Outcome:
-    """Stage: ``ROW`` rows of every text of ``responses`` under each reader; empty texts are dropped."""
-    model = Model.model_validate(job.config["model"])
-    texts = _texts(job)
-    prompts = {row["prompt_id"]: row for row in job.inputs["prompts"].rows(["prompt_id", "prompt", "messages"])}
-    readers = job.config["readers"]
-    total, parts = len(texts) * len(readers), []
-    for number, name in enumerate(readers):
-        policy = resolve(model, *job.numbered(name))
-        rows = rows_of(texts, prompts, policy, model)
-        parts.append(read(policy, model, rows, name, job.runtime.train.micro_batch))
-        job.progress((number + 1) * len(texts), total, "texts")
-    found = pa.concat_tables(parts)
+    """Stage: ``ROW`` rows of every text of ``responses`` under each reader, by reader and rid; empty texts are dropped.
+    Each training worker's place reads a share of the texts."""
+    shares = at_workers(job, read_share, job.runtime.train.workers)
+    found = pa.concat_tables(rows for rows, _ in shares).sort_by([("reader", "ascending"), ("rid", "ascending")])
+    total = sum(asked for _, asked in shares)
     job.out.store.delete(job.out.file("rows"))
     job.out.write_rows(found)
     left = total - found.num_rows
     return Outcome(total, found.num_rows, {"empty": left} if left else {})
+
+
+def read_share(job: Job, number: int) -> tuple[pa.Table, int]:
+    """``ROW`` rows of one of ``runtime.train.workers`` shares of the texts, and how many there were to be: the texts of the
+    share times the readers. Progress is the first share's, as if the others were as far."""
+    workers, micro_batch = job.runtime.train.workers, job.runtime.train.micro_batch
+    model = Model.model_validate(job.config["model"])
+    texts = _texts(job)[number::workers]
+    readers = job.config["readers"] if texts else []
+    prompts = _prompts(job, texts)
+    found, done, total = [ROW.empty_table()], 0, len(texts) * len(readers)
+    for name in readers:
+        policy = resolve(model, *job.numbered(name))
+        rows = rows_of(texts, prompts, policy, model)
+        for batch in read(policy, model, rows, name, micro_batch, device_of(job.runtime)):
+            found.append(batch)
+            done += batch.num_rows
+            if number == 0:
+                job.progress(done * workers, total * workers, "texts")
+    return pa.concat_tables(found), total
 
 
 def per_token(likelihoods: Artifact) -> dict[str, dict[str, float]]:
@@ -80,6 +106,13 @@ def _texts(job: Job) -> list[dict[str, Any]]:
     return found
 
 
+def _prompts(job: Job, texts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By id, those that ``texts`` answer."""
+    asked = pads.field("prompt_id").isin(list({text["prompt_id"] for text in texts}))
+    columns = ["prompt_id", "prompt", "messages"]
+    return {row["prompt_id"]: row for row in job.inputs["prompts"].dataset().to_table(columns, asked).to_pylist()}
+
+
 def rows_of(
     texts: list[dict[str, Any]], prompts: dict[str, dict[str, Any]], policy: Policy, model: Model
 ) -> dict[str, Row]:
@@ -97,26 +130,22 @@ def rows_of(
 
 
 @torch.no_grad()
-def read(policy: Policy, model: Model, rows: dict[str, Row], reader: str, micro_batch: int) -> pa.Table:
-    """Log-probs of ``rows`` under ``policy``, on a GPU where there is one."""
+def read(
+    policy: Policy, model: Model, rows: dict[str, Row], reader: str, micro_batch: int, device: torch.device
+) -> Iterator[pa.Table]:
+    """``ROW`` rows of ``rows`` under ``policy``, the shortest first, ``micro_batch`` at a time."""
     if is_seq2seq(load_config(policy)):
         raise PladError("likelihoods are read of causal models only, and the student is an encoder-decoder")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded: Any = load_model(policy, model.dtype, model.load_in_4bit)
     if not model.load_in_4bit:
         loaded.to(device)
     values = ResponseValues(loaded, Sft()).eval()
     vocabulary, pad = loaded.config.get_text_config().vocab_size, pad_id(load_tokenizer(policy))
     ordered = sorted(rows, key=lambda rid: rows[rid].tokens)
-    logps: list[float] = []
     for first in range(0, len(ordered), micro_batch):
-        batch = [rows[rid] for rid in ordered[first : first + micro_batch]]
+        rids = ordered[first : first + micro_batch]
+        batch = [rows[rid] for rid in rids]
         chunks = chunk_count(sum(row.positions for row in batch), vocabulary, device)
-        logps += values(concatenate(batch, pad, chunks).to(device))["logp"].double().sum((1, 2)).tolist()
-    columns = {
-        "rid": ordered,
-        "reader": [reader] * len(ordered),
-        "logp": logps,
-        "tokens": [rows[rid].positions for rid in ordered],
-    }
-    return pa.table(columns, schema=ROW)
+        logps = values(concatenate(batch, pad, chunks).to(device))["logp"].double().sum((1, 2)).tolist()
+        columns = {"rid": rids, "reader": [reader] * len(rids), "logp": logps, "tokens": [r.positions for r in batch]}
+        yield pa.table(columns, schema=ROW)

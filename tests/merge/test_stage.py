@@ -29,6 +29,7 @@ from tests.merge.ends import (
     policy_of,
     rows_artifact,
 )
+from tests.study.here import one_after_another
 
 MAX_NEW = 8
 
@@ -45,6 +46,12 @@ def averaging(store: Store, base, start, distilled, texts=None, name: str = "ave
         inputs["start/0"] = adapter_artifact(store, "sft-student-0", start)
     config = {"model": {"path": str(base), "max_length": 64}, "averaging": how, "seed": 0}
     return Job("average-distilled", config, inputs, Artifact(store, name), Runtime())
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Weights are learned in this process."""
+    monkeypatch.setattr(stage, "at_workers", one_after_another)
 
 
 def run(job: Job) -> dict:
@@ -119,7 +126,7 @@ def _layer(name: str) -> int:
 
 
 @pytest.mark.parametrize("form", ["fresh adapter", "continued adapter"])
-def test_learned_weights_spare_the_part_that_distillation_changed(form, store, sharp, tmp_path):
+def test_learned_weights_spare_the_part_that_distillation_changed(form, store, sharp, tmp_path, alone):
     """Weight on layers 2–3 costs likelihood and weight on 0–1 costs none."""
     base, (start, distilled) = sharp, ends_that_differ_above(sharp, tmp_path, form)
     texts = answers(store, policy_of(base, distilled))
@@ -143,7 +150,7 @@ def test_learned_weights_spare_the_part_that_distillation_changed(form, store, s
     assert nll == pytest.approx(metrics["loss"]["plain"], rel=1e-4)
 
 
-def test_the_l1_term_holds_weights_at_their_mean(store, sharp, tmp_path):
+def test_the_l1_term_holds_weights_at_their_mean(store, sharp, tmp_path, alone):
     start, distilled = ends_that_differ_above(sharp, tmp_path, "fresh adapter")
     texts = answers(store, policy_of(sharp, distilled), count=16)
     spread = []
@@ -155,7 +162,7 @@ def test_the_l1_term_holds_weights_at_their_mean(store, sharp, tmp_path):
     assert spread[0] > 0.1 and abs(spread[1]) < 0.5 * spread[0]
 
 
-def test_micro_batches_do_not_change_what_is_learned(store, base, distilled):
+def test_micro_batches_do_not_change_what_is_learned(store, base, distilled, alone):
     texts = answers(store, policy_of(base, distilled), count=20)
     found = []
     for micro_batch in (3, 64):
@@ -168,7 +175,7 @@ def test_micro_batches_do_not_change_what_is_learned(store, base, distilled):
     assert weights[0] == pytest.approx(weights[1], abs=1e-5) and len(set(weights[0])) == LAYERS
 
 
-def test_only_the_best_answers_are_learned_from(store, base, distilled):
+def test_only_the_best_answers_are_learned_from(store, base, distilled, ray_session):
     texts = answers(store, policy_of(base, distilled), count=20)
     rows = list(texts["responses"].rows(["rid", "text"]))
     spoken = [row["rid"] for row in rows if row["text"].strip()]
@@ -192,7 +199,7 @@ def test_ends_that_do_not_belong_together_are_refused(store, base, start, distil
         stage.read_ends(policy_of(base), policy_of(base))
 
 
-def test_all_is_averaged_with_gpt2s_transposed_weights(store, tmp_path):
+def test_all_is_averaged_with_gpt2s_transposed_weights(store, tmp_path, alone):
     """Conv1D holds its weight transposed; hooks and LoRA arithmetic do not see it."""
     from tests.conftest import save_tiny_model
 

@@ -77,10 +77,17 @@ class Here:
                 return study_stage.read(plan.last.artifact(store)), store, plan.last
 
 
+def one_after_another(job: Job, work: Callable[[Job, int], Any], count: int) -> list[Any]:
+    """``tasks.at_workers`` in this process."""
+    return [work(job, number) for number in range(count)]
+
+
 def patch(monkeypatch: Any) -> None:
     """Generation, scoring and training in this process."""
     for module, function in (("generate", whole_runs.generate), ("reward", score), ("train", whole_runs.train)):
         monkeypatch.setattr(f"plad_ray.{module}.run.run", function)
+    for module in ("merge.stage", "study.likelihoods"):
+        monkeypatch.setattr(f"plad_ray.{module}.at_workers", one_after_another)
 
 
 def named(last: Stage, store: Store, wanted: Callable[[Stage], bool] | str) -> list[Artifact]:

@@ -12,11 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from plad_ray.artifacts import Artifact
 from plad_ray.config import Evaluate
 from plad_ray.errors import PladError
 from plad_ray.evaluate.bootstrap import resampled_means
-from plad_ray.study import calibration
+from plad_ray.stages import Job
+from plad_ray.study import calibration, likelihoods
 from plad_ray.study.result import Table
+from plad_ray.tasks import at_workers
 from tests.study.here import named, rows
 
 
@@ -65,6 +68,24 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(here):
         assert found[text["rid"]]["tokens"] == len(response)
         checked += 1
     assert checked > 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_likelihoods_are_the_same_by_any_number_of_workers(workers, here, ray_session, monkeypatch):
+    """Read by Ray's tasks, and in this process by one."""
+    exp = here.experiment()
+    _, store, last = here.run("calibration", exp, samples=2)
+    [stage] = [s for s in here.ran if s.name == "likelihoods"]
+    [alone] = named(last, store, "likelihoods")
+    runtime = exp.runtime.model_copy(update={"train": exp.runtime.train.model_copy(update={"workers": workers})})
+    inputs = {key: parent.artifact(store) for key, parent in stage.inputs.items()}
+    again = Job(stage.name, stage.config, inputs, Artifact(store, f"again-{workers}"), runtime)
+    monkeypatch.setattr(likelihoods, "at_workers", at_workers)
+    outcome = likelihoods.run(again)
+    assert (outcome.rows_in, outcome.rows_out) == tuple(alone.manifest["rows"][side] for side in ("in", "out"))
+    for first, second in zip(rows(alone), rows(again.out), strict=True):
+        assert {**first, "logp": None} == {**second, "logp": None}
+        assert first["logp"] == pytest.approx(second["logp"], abs=1e-4)
 
 
 def simulated(temperature: float, prompts: int = 3000) -> calibration.Texts:
