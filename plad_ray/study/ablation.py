@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 
+import yaml
 from pydantic import Field, field_validator
 
 from plad_ray.artifacts import Store
@@ -14,10 +17,13 @@ from plad_ray.stages import Job
 from plad_ray.study import compare, searched
 from plad_ray.study.arms import MAIN, vary_arm
 from plad_ray.study.base import Plan, Study
-from plad_ray.study.pieces import DIFFERENCE, P_HOLM, TEMPERATURE, how, interval, told_apart
-from plad_ray.study.result import Cell, Column, Findings, Table
+from plad_ray.study.pieces import DIFFERENCE, P_HOLM, TEMPERATURE, how, interval, points, told_apart
+from plad_ray.study.result import Axis, Cell, Column, Figure, Findings, Interval, Line, Table
 from plad_ray.study.runs import Runs
 from plad_ray.study.searched import Searched
+
+#: by variant and temperature
+Differences = dict[tuple[str, float], Interval]
 
 
 class Settings(Searched):
@@ -46,11 +52,12 @@ def plan(exp: Experiment, settings: Settings, store: Store) -> Plan:
 def result(job: Job) -> Findings:
     found, arms = Runs.of(job), job.config["facts"]["arms"]
     variants: dict[str, dict[str, Any]] = job.config["settings"]["variants"]
-    wanted = {(v, t): found.difference(v, MAIN, t) for t in found.evaluate.temperatures for v in variants}
-    changes, made = found.family(wanted)
+    temperatures = found.evaluate.temperatures
+    wanted = {(v, t): found.difference(v, MAIN, t) for t in temperatures for v in variants}
+    corrected, made = found.family(wanted)
+    differences = {key: e for key, e in corrected.items() if e is not None}
     rows: list[tuple[Cell, ...]] = [
-        (v, ", ".join(f"{key} = {value}" for key, value in variants[v].items()), t, e, e.p if e else None)
-        for (v, t), e in changes.items()
+        (v, written(variants[v]), t, differences.get((v, t)), e.p if e else None) for (v, t), e in corrected.items()
     ]
     table = Table(
         key="variants",
@@ -65,16 +72,55 @@ def result(job: Job) -> Findings:
         ),
         rows=tuple(rows),
     )
-    ranked = sorted(((e, v, t) for (v, t), e in changes.items() if e is not None), key=lambda item: item[0].mean)
     return Findings(
-        summary=tuple(
-            f"{v} ({how(t).lower()}): {interval(e)} points{told_apart(e, found.evaluate.confidence)}."
-            for e, v, t in ranked
-        ),
+        summary=tuple(sentences(differences, found.evaluate.confidence)),
         tables=(table, compare.table(found, arms), *compare.further(job, found, arms)),
-        figures=(compare.figure(found, compare.win_rates(found, arms)),),
+        figures=(figure(found, differences, made), compare.figure(found, compare.win_rates(found, arms))),
         confidence=found.evaluate.confidence,
     )
 
 
-STUDY = Study("ablation", "What each part of the recipe is worth", Settings, plan, result)
+def written(changes: dict[str, Any]) -> str:
+    """As in the study's file, in one line."""
+    return yaml.safe_dump(changes, default_flow_style=True, sort_keys=False, width=float("inf")).strip()[1:-1]
+
+
+def ranked(differences: Differences) -> list[str]:
+    """Variants, by the mean of their differences over the temperatures; the best first."""
+    by_variant: dict[str, list[float]] = {}
+    for (v, _), e in differences.items():
+        by_variant.setdefault(v, []).append(e.mean)
+    return sorted(by_variant, key=lambda v: -fmean(by_variant[v]))
+
+
+def sentences(differences: Differences, confidence: float) -> Iterator[str]:
+    """One of each variant that is told apart from the recipe, and one of all others."""
+    alike = []
+    for variant in ranked(differences):
+        at = {t: e for (v, t), e in differences.items() if v == variant}
+        if all(told_apart(e, confidence) for e in at.values()):
+            alike.append(variant)
+            continue
+        said = (f"{how(t).lower()} {interval(e)} points{told_apart(e, confidence)}" for t, e in at.items())
+        yield f"{variant}: {'; '.join(said)}."
+    if alike:
+        yield f"Not told apart from the recipe: {', '.join(alike)}."
+
+
+def figure(found: Runs, differences: Differences, made: str) -> Figure:
+    order = ranked(differences)
+    return Figure(
+        key="variants",
+        title="Variants less the recipe",
+        note=made,
+        x=Axis(label="", categories=tuple(order)),
+        y=Axis(label=f"{found.quality}, difference", unit="points"),
+        series=tuple(
+            points(how(t), [(order.index(v), e) for (v, at), e in differences.items() if at == t], "points")
+            for t in found.evaluate.temperatures
+        ),
+        lines=(Line(label="the recipe", y=0.0),),
+    )
+
+
+STUDY = Study("ablation", "What each part of the recipe is worth", Settings, plan, result, version=4)

@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from plad_ray.errors import PladError
-from plad_ray.study import real_pairs
+from plad_ray.study import ablation, real_pairs
 from plad_ray.study.arms import MAIN, vary_arm, with_arms
 from plad_ray.study.result import Interval
 from tests.study.here import named, rows
@@ -95,6 +95,26 @@ def test_ablation(here):
     assert trained["distill-rank-2"]["lora"]["r"] == 2 and trained["distill"]["lora"]["r"] == 4
     assert trained["distill-loose"]["objective"]["margin"] == 3 and trained["distill"]["objective"]["margin"] == 1
     assert result.tables[-1].key == "search" and result.tables[-1].column("trials") == [2, 2, 2]
+    assert table.column("changes") == ["distill.lora.r: 2", "distill.objective.margin: 3.0"]
+
+
+def test_sentences_of_an_ablation_name_what_is_told_apart_first_and_the_rest_together():
+    def of(mean: float, p: float) -> Interval:
+        return Interval(mean=mean, low=mean - 0.01, high=mean + 0.01, p=p)
+
+    found = {
+        ("slic", 0.7): of(0.002, 1.0), ("slic", 0.0): of(-0.004, 0.8),
+        ("full", 0.7): of(0.035, 0.002), ("full", 0.0): of(0.005, 0.3),
+        ("bare", 0.7): of(-0.15, 0.002), ("bare", 0.0): of(-0.1, 0.002),
+    }  # fmt: skip
+    assert list(ablation.sentences(found, 0.95)) == [
+        "full: sampled at 0.7 +3.5 [+2.5, +4.5] points; greedy +0.5 [-0.5, +1.5] points, not told apart from none.",
+        "bare: sampled at 0.7 -15.0 [-16.0, -14.0] points; greedy -10.0 [-11.0, -9.0] points.",
+        "Not told apart from the recipe: slic.",
+    ]
+    assert ablation.written({"distill.objective": {"name": "simpo", "beta": 2.0}, "pairs.min_agreement": None}) == (
+        "distill.objective: {name: simpo, beta: 2.0}, pairs.min_agreement: null"
+    )
 
 
 def test_each_share_of_real_pairs_can_have_a_rate_of_its_own(here):
