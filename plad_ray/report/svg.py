@@ -21,6 +21,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 10, 12, 26
 LETTER = 6.5  # width, about
 #: more room above a long label of the y axis, and below for a label of the x axis that has a line of its own
 OVER, UNDER = 10, 17
+SLANT = 35  # degrees, of names that would run into each other
 POINTS = 240
 Kind = Literal["line", "points", "line+points", "bars", "band"]
 
@@ -138,16 +139,17 @@ def xy_sized(
     left = max(LEFT, 14 + 6.2 * max(len(y.text(t)) for t in y_marks))
     top = TOP + (OVER if _wider(y.label, left - 7) else 0)
     under = bool(x.label) and (bool(x.names) or _wider(x.label, 0.4 * (width - RIGHT - left)))
+    below = _slanted(x, width - RIGHT - left)
     place_x = Scale(*xs, left, width - RIGHT, x.log)
     place_y = Scale(min(ys[0], y_marks[0]), max(ys[1], y_marks[-1]), bottom, top, y.log)
-    parts = [*_grid(y, y_marks, place_y, left, width), *_axis_x(x, xs, place_x, bottom, left, width, under)]
+    parts = [*_grid(y, y_marks, place_y, left, width), *_axis_x(x, xs, place_x, bottom, left, width, under, below)]
     parts += [_rule(rule, place_x, place_y, (left, width - RIGHT), (top, bottom)) for rule in rules]
     bars, drawn = ([s for s in series if (s.kind == "bars") is wanted] for wanted in (True, False))
     parts += [_bars(s, bars, x, y, place_x, place_y, bottom) for s in bars]
     parts += [_band(s, place_x, place_y) for s in drawn]
     parts += [_line(s, x, y, place_x, place_y) for s in drawn]
     parts += [_points(s, x, y, place_x, place_y) for s in drawn]  # on top, so that they answer the pointer
-    height += UNDER if under else 0
+    height += round(below) + (UNDER if under else 0)
     return _svg(title, parts, height, width), (width, height)
 
 
@@ -240,12 +242,20 @@ def _grid(axis: Axis, marks: Sequence[float], place: Scale, left: float, width: 
 
 
 def _axis_x(
-    axis: Axis, span: tuple[float, float], place: Scale, bottom: float, left: float, width: float, under: bool = False
+    axis: Axis,
+    span: tuple[float, float],
+    place: Scale,
+    bottom: float,
+    left: float,
+    width: float,
+    under: bool = False,
+    below: float = 0,
 ) -> list[str]:
-    """Names or round numbers under the axis; its label at their right, where no number stands, or ``under`` them."""
+    """Names or round numbers under the axis; its label at their right, where no number stands, or ``under`` them. Names
+    that reach down by ``below`` are slanted."""
     y, end = bottom + 15, width - RIGHT
     at = (
-        f'x="{(left + end) / 2:.1f}" y="{y + 15}" text-anchor="middle"'
+        f'x="{(left + end) / 2:.1f}" y="{y + 15 + below:.0f}" text-anchor="middle"'
         if under
         else f'x="{end}" y="{y}" text-anchor="end"'
     )
@@ -257,11 +267,23 @@ def _axis_x(
         count = 6 if width <= WIDTH else 9
         marks = log_ticks(*span) if axis.log else ticks(*span, count=count)
         marks = [t for t in marks if span[0] <= t <= span[1] and place(t) <= room]
-    shown = [
-        f'<text class="axis" x="{place(t):.1f}" y="{y}" text-anchor="middle">{escape(axis.text(t))}</text>'
-        for t in marks
-    ]
+    shown = [f'<text class="axis" {_at(place(t), y, below)}>{escape(axis.text(t))}</text>' for t in marks]
     return [*shown, *label]
+
+
+def _at(x: float, y: float, below: float) -> str:
+    """Where a name under the axis stands: centred, or slanted with its end under its place."""
+    if not below:
+        return f'x="{x:.1f}" y="{y}" text-anchor="middle"'
+    return f'x="{x + 4:.1f}" y="{y - 3}" text-anchor="end" transform="rotate(-{SLANT} {x + 4:.1f} {y - 3})"'
+
+
+def _slanted(axis: Axis, room: float) -> float:
+    """How far slanted names reach down below upright ones; 0 where these have room side by side."""
+    longest = max(map(len, axis.names), default=0)
+    if not _wider(" " * (longest + 1), room / max(1, len(axis.names))):
+        return 0
+    return LETTER * longest * math.sin(math.radians(SLANT))
 
 
 def _wider(text: str, room: float) -> bool:

@@ -308,5 +308,19 @@ def test_logarithmic_axes_and_bars_from_zero() -> None:
     assert heights[1] == pytest.approx(2 * heights[0], abs=0.2) and heights[:2] == heights[2:]
 
 
+def test_names_that_would_run_into_each_other_are_slanted_and_the_drawing_is_as_much_higher() -> None:
+    def drawn(*names: str) -> tuple[str, float]:
+        series = svg.Series("a", range(len(names)), [1] * len(names), 0, "points")
+        drawing, (_, height) = svg.xy_sized("t", [series], svg.Axis(names=names), svg.Axis(), [], (330, 200))
+        return drawing, height
+
+    short, height = drawn("a", "b", "c")
+    assert height == 200 and "rotate" not in short
+    long, height = drawn("a", "b", "a name of some length", "c", "d")
+    assert long.count('text-anchor="end" transform="rotate(-35 ') == 5
+    assert height - 200 == pytest.approx(21 * svg.LETTER * 0.5736, abs=0.6)
+    assert f'viewBox="0 0 330 {height}"' in long
+
+
 def test_a_fence_is_longer_than_the_backticks_in_the_text() -> None:
     assert fenced("a ```` b").startswith("`````\n")
