@@ -23,6 +23,9 @@ from plad_ray.generate.tasks import BLOCKS_PER_FILE, write_requests
 from plad_ray.models.tokens import encode_prompts
 from plad_ray.slices import Places
 
+#: prompts that one policy is asked before the next one's turn
+TURN_PROMPTS = 1024
+
 
 @dataclass
 class Work:
@@ -82,8 +85,11 @@ def count_requests(draws: Mapping[str, list[dict[str, Any]]], sizes: Mapping[str
 def pool_requests(
     prompts: Artifact, pool: EnginePool, draws: Mapping[str, list[dict[str, Any]]], seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Every request of ``pool``, those of one prompt side by side (engines reuse the prefix), with the row of its
-    ``prompt``, which ``encoded`` turns into what the engine gets.
+    """Every request of ``pool``, with the row of its ``prompt``, which ``encoded`` turns into what the engine gets.
+
+    Those of one prompt and policy stand side by side, as engines reuse the prefix, and policies take turns of
+    ``TURN_PROMPTS`` prompts: an engine runs requests of a few adapters at one time only (vLLM's ``max_loras``), and would be
+    nearly empty with every prompt asked of all.
 
     ``draws`` lists by policy what is drawn: ``split``, ``temperatures``, ``samples``, ``limit`` (first prompts of the
     split).
@@ -92,26 +98,33 @@ def pool_requests(
     splits = list(dict.fromkeys(draw["split"] for policy_draws in draws.values() for draw in policy_draws))
     for split in splits:
         batches = prompts.batches(columns, pads.field("split") == split)
-        for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-            yield from _prompt_requests(row, index, split, pool, draws, seed)
+        rows = enumerate(row for batch in batches for row in batch.to_pylist())
+        while turn := list(islice(rows, TURN_PROMPTS if len(draws) > 1 else 1)):
+            for policy in draws:
+                for index, row in turn:
+                    yield from _prompt_requests(row, index, split, pool, policy, draws[policy], seed)
 
 
 def encoded(requests: Iterable[dict[str, Any]], pool: EnginePool) -> Iterator[dict[str, Any]]:
-    """``requests`` with the columns of their prompts, a few thousand at a time. Raises PladError for a prompt that leaves no
-    room for ``generate.max_tokens``."""
+    """``requests`` with the columns of their prompts, each encoded once for all policies of a tokenizer, a few thousand at a
+    time. Raises PladError for a prompt that leaves no room for ``generate.max_tokens``."""
     tokenizers = {name: None if pool.model.api is not None else pool.tokenizer(name) for name in pool.policies}
+    known: dict[Any, dict[tuple[str, str], dict[str, Any]]] = {tokenizer: {} for tokenizer in tokenizers.values()}
     rest = iter(requests)
     while batch := list(islice(rest, BATCH_ROWS)):
-        rows: dict[Any, dict[tuple[str, str], dict[str, Any]]] = {tokenizer: {} for tokenizer in tokenizers.values()}
-        for request in batch:  # once for all policies of a tokenizer
-            rows[tokenizers[request["policy"]]][request["split"], request["prompt_id"]] = request["prompt"]
-        columns = {
-            tokenizer: dict(zip(found, prompt_columns(list(found.values()), tokenizer, pool), strict=True))
-            for tokenizer, found in rows.items()
-        }
+        new: dict[Any, dict[tuple[str, str], dict[str, Any]]] = {tokenizer: {} for tokenizer in known}
         for request in batch:
-            mine = columns[tokenizers[request["policy"]]][request["split"], request.pop("prompt")["prompt_id"]]
-            yield {**request, **mine}
+            tokenizer, key = tokenizers[request["policy"]], (request["split"], request["prompt_id"])
+            if key not in known[tokenizer]:
+                new[tokenizer][key] = request["prompt"]
+        for tokenizer, rows in new.items():
+            known[tokenizer] |= zip(rows, prompt_columns(list(rows.values()), tokenizer, pool), strict=True)
+        for request in batch:
+            key = request["split"], request.pop("prompt")["prompt_id"]
+            yield {**request, **known[tokenizers[request["policy"]]][key]}
+        for columns in known.values():
+            for key in list(islice(columns, max(0, len(columns) - TURN_PROMPTS))):  # the others may be asked again
+                del columns[key]
 
 
 def _prompt_requests(
@@ -119,29 +132,29 @@ def _prompt_requests(
     index: int,
     split: str,
     pool: EnginePool,
-    draws: Mapping[str, list[dict[str, Any]]],
+    policy: str,
+    draws: list[dict[str, Any]],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    for policy, policy_draws in draws.items():
-        wanted = {
-            (float(temperature), sample): None
-            for draw in policy_draws
-            if draw["split"] == split and (draw["limit"] is None or index < draw["limit"])
-            for temperature in draw["temperatures"]
-            for sample in range(draw["samples"])
+    wanted = {
+        (float(temperature), sample): None
+        for draw in draws
+        if draw["split"] == split and (draw["limit"] is None or index < draw["limit"])
+        for temperature in draw["temperatures"]
+        for sample in range(draw["samples"])
+    }
+    for temperature, sample in wanted:
+        yield {
+            "rid": request_id(row["prompt_id"], policy, temperature, sample),
+            "policy": policy,
+            "prompt_id": row["prompt_id"],
+            "split": split,
+            "temperature": temperature,
+            "sample": sample,
+            "seed": request_seed(seed, pool.role, row["prompt_id"], temperature, sample),
+            "prompt": row,
+            "verify": False,
         }
-        for temperature, sample in wanted:
-            yield {
-                "rid": request_id(row["prompt_id"], policy, temperature, sample),
-                "policy": policy,
-                "prompt_id": row["prompt_id"],
-                "split": split,
-                "temperature": temperature,
-                "sample": sample,
-                "seed": request_seed(seed, pool.role, row["prompt_id"], temperature, sample),
-                "prompt": row,
-                "verify": False,
-            }
 
 
 def prompt_columns(rows: list[dict[str, Any]], tokenizer: Any, pool: EnginePool) -> list[dict[str, Any]]:

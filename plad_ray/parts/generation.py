@@ -85,6 +85,7 @@ def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Sta
     models = {"teacher": exp.teacher.model if exp.teacher else None, "student": exp.student.model}
     hashed = {n: {**p, "model": model_identity(models[p["role"]])} for n, p in policies.items()}  # type: ignore[arg-type]
     turns = exp.runtime.turns(sorted({p["role"] for p in policies.values()}))
+    several = len(policies) > len({p["role"] for p in policies.values()})
     together = [[getattr(exp.runtime, role) for role in turn] for turn in turns]
     return Stage(
         name,
@@ -92,7 +93,7 @@ def _generate(exp: Experiment, name: str, policies: dict[str, Any], prompts: Sta
         config,
         {"prompts": prompts, **inputs},
         {**config, "policies": hashed},
-        version=2,
+        version=3 if several else 2,  # since 3 policies of one role take turns
         cpus=max(sum(p.replicas for p in pools if not p.gpus) for pools in together),
         gpus=max(sum(p.replicas * p.gpus for p in pools) for pools in together),
     )

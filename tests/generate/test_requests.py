@@ -93,6 +93,25 @@ def test_only_prompts_that_somebody_is_asked_are_encoded(store, tiny_llama, monk
     assert encoded == ["distill-0", "distill-1", "distill-2"]
 
 
+def test_policies_take_turns_of_prompts_and_each_prompt_is_encoded_once(store, tiny_llama, monkeypatch):
+    monkeypatch.setattr(requests, "TURN_PROMPTS", 3)
+    monkeypatch.setattr(requests, "BATCH_ROWS", 2)
+    encoded, encode = [], requests.encode_prompts
+    monkeypatch.setattr(
+        requests, "encode_prompts", lambda *given: encoded.extend(r["prompt_id"] for r in given[1]) or encode(*given)
+    )
+    policies = {name: policy(tiny_llama, draws=[draw(samples=2)]) for name in ("a", "b")}
+    made = built(store, tiny_llama, policies, prompt_rows(7))
+    turns = [(name, range(first, min(first + 3, 7))) for first in (0, 3, 6) for name in ("a", "b")]
+    assert [(r["policy"], r["prompt_id"], r["sample"]) for r in made] == [
+        (name, f"distill-{i}", sample) for name, turn in turns for i in turn for sample in (0, 1)
+    ]
+    assert encoded == [f"distill-{i}" for i in range(7)]
+    alone = built(store, tiny_llama, {"a": policies["a"]}, prompt_rows(7))
+    columns = {r["prompt_id"]: r["prompt_token_ids"] for r in alone}
+    assert all(r["prompt_token_ids"] == columns[r["prompt_id"]] for r in made)
+
+
 def test_empty_split_and_repeated_prompt(store, tiny_llama):
     with pytest.raises(PladError, match=r"split dev .* no prompts"):
         requests.split_sizes(prompts_artifact(store, prompt_rows(2)), [draw("dev")])
