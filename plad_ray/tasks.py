@@ -23,7 +23,7 @@ def at_workers(job: Job, work: Callable[[Job, int], Found], count: int) -> list[
     """``work(job, i)`` for each i below ``count``, each in a task with what ``runtime.train`` gives a worker; one whose
     machine is lost runs again. Raises the PladError of the first that fails; the others end with this process."""
     train = job.runtime.train
-    task: Any = ray.remote(_begun).options(
+    task: Any = ray.remote(max_calls=1)(_begun).options(  # a process that lives on would keep the GPU's memory
         name=job.title or job.stage,
         num_cpus=train.cpus_per_worker,
         num_gpus=train.gpus_per_worker,
