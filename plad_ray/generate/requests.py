@@ -110,6 +110,7 @@ def encoded(requests: Iterable[dict[str, Any]], pool: EnginePool) -> Iterator[di
     time. Raises PladError for a prompt that leaves no room for ``generate.max_tokens``."""
     tokenizers = {name: None if pool.model.api is not None else pool.tokenizer(name) for name in pool.policies}
     known: dict[Any, dict[tuple[str, str], dict[str, Any]]] = {tokenizer: {} for tokenizer in tokenizers.values()}
+    held = TURN_PROMPTS if len(tokenizers) > 1 else 0  # the next policy's turn is of the same prompts
     rest = iter(requests)
     while batch := list(islice(rest, BATCH_ROWS)):
         new: dict[Any, dict[tuple[str, str], dict[str, Any]]] = {tokenizer: {} for tokenizer in known}
@@ -123,7 +124,7 @@ def encoded(requests: Iterable[dict[str, Any]], pool: EnginePool) -> Iterator[di
             key = request["split"], request.pop("prompt")["prompt_id"]
             yield {**request, **known[tokenizers[request["policy"]]][key]}
         for columns in known.values():
-            for key in list(islice(columns, max(0, len(columns) - TURN_PROMPTS))):  # the others may be asked again
+            for key in list(islice(columns, max(0, len(columns) - held))):
                 del columns[key]
 
 
