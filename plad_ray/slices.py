@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,13 @@ class Places:
 
 def _hashes(ids: pa.Array) -> np.ndarray:
     return hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
+
+
+def prompts_by_id(prompts: Artifact, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What ``encode_prompt`` reads of the prompts ``ids``; one that is not there is left out."""
+    asked = pads.field("prompt_id").isin(list(set(ids)))
+    table = prompts.dataset().to_table(columns=["prompt_id", "prompt", "messages"], filter=asked)
+    return {row["prompt_id"]: row for row in table.to_pylist()}
 
 
 def slices(inputs: Mapping[str, Artifact], split: str, limit: int | None = None) -> Iterator[dict[str, Artifact]]:

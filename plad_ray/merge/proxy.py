@@ -6,7 +6,6 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as pads
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from plad_ray.models.load import load_base, load_tokenizer
 from plad_ray.models.policy import Policy
 from plad_ray.models.tokens import encode_prompt, encode_response, eos_ids, pad_id
 from plad_ray.objectives.sft import Sft
+from plad_ray.slices import prompts_by_id
 from plad_ray.train.layout import Row
 from plad_ray.train.logprobs import ResponseValues
 
@@ -71,11 +71,7 @@ def read_answers(
         kept = best
     if not kept:
         raise PladError(f"artifact {responses.path}: the distilled student gave no answer to learn base weights from")
-    asked = prompts.dataset().to_table(
-        columns=["prompt_id", "prompt", "messages"],
-        filter=pads.field("prompt_id").isin([answer["prompt_id"] for answer in kept]),
-    )
-    by_id = {row["prompt_id"]: row for row in asked.to_pylist()}
+    by_id = prompts_by_id(prompts, (answer["prompt_id"] for answer in kept))
     rows = [_row(by_id[answer["prompt_id"]], answer, tokenizer, model) for answer in kept]
     return rows, {reason: count for reason, count in dropped.items() if count}
 

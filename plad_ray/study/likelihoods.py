@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import torch
 
 from plad_ray.artifacts import Artifact
@@ -19,6 +18,7 @@ from plad_ray.models.policy import Policy, resolve
 from plad_ray.models.tokens import encode_prompt, encode_response, eos_ids, pad_id
 from plad_ray.objectives.sft import Sft
 from plad_ray.parts.common import lazy, model_identity, present
+from plad_ray.slices import prompts_by_id
 from plad_ray.stages import Job, Outcome, Stage
 from plad_ray.tasks import at_workers, device_of
 from plad_ray.train.layout import Row, concatenate
@@ -71,7 +71,7 @@ def read_share(job: Job, number: int) -> tuple[pa.Table, int]:
     model = Model.model_validate(job.config["model"])
     texts = _texts(job)[number::workers]
     readers = job.config["readers"] if texts else []
-    prompts = _prompts(job, texts)
+    prompts = prompts_by_id(job.inputs["prompts"], (text["prompt_id"] for text in texts))
     found, done, total = [ROW.empty_table()], 0, len(texts) * len(readers)
     for name in readers:
         policy = resolve(model, *job.numbered(name))
@@ -104,13 +104,6 @@ def _texts(job: Job) -> list[dict[str, Any]]:
     if not found:
         raise PladError(f"{job.stage}: no prompt of {job.inputs['prompts'].path} has a reference to be read")
     return found
-
-
-def _prompts(job: Job, texts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By id, those that ``texts`` answer."""
-    asked = pads.field("prompt_id").isin(list({text["prompt_id"] for text in texts}))
-    columns = ["prompt_id", "prompt", "messages"]
-    return {row["prompt_id"]: row for row in job.inputs["prompts"].dataset().to_table(columns, asked).to_pylist()}
 
 
 def rows_of(
